@@ -1,0 +1,398 @@
+"""Hydra in, one frozen `Experiment` out: nothing below this file sees a DictConfig.
+
+Every value is checked here or by the value class that it goes into; what is not known is refused with the nearest
+known name. Making an `Experiment` reads no image, opens no database and starts no process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from scalesearch.cost import Budget, cost
+from scalesearch.data import DataSpec, Description, describe
+from scalesearch.executor import EXECUTORS
+from scalesearch.network import Network, from_table
+from scalesearch.scaling import Coefficients, Proxy, Rounding, shrink
+from scalesearch.search import Axis, Grid
+from scalesearch.training import Recipe
+
+Section = typing.TypeVar("Section")
+
+
+@dataclass(frozen=True)
+class Search:
+    """Which candidates are trained with which seeds ("grid": all with all), and the confidence of what is said."""
+
+    strategy: str
+    confidence: float
+
+    def __post_init__(self) -> None:
+        if self.strategy != "grid":
+            raise ValueError(f"search.strategy is {self.strategy!r}; known: grid")
+        if not 0.5 <= self.confidence <= 0.9999:
+            raise ValueError(f"search.confidence is {self.confidence!r}; it must be a number from 0.5 to 0.9999")
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where runs are logged: "mlflow" with the URI of a server or database (None: the workspace's own), or "none"."""
+
+    name: str
+    uri: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in ("mlflow", "none"):
+            raise ValueError(f"tracking.name is {self.name!r}; known: mlflow, none")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All that a search is made of. `executor` are the keyword arguments of `EXECUTORS[executor_name]`."""
+
+    study: str
+    workspace: Path
+    baseline: Network
+    proxy: Proxy
+    rounding: Rounding
+    budget: Budget
+    grid: Grid
+    search: Search
+    recipe: Recipe
+    seeds: int
+    data: DataSpec
+    executor_name: str
+    executor: Mapping[str, Any]
+    tracking: Tracking
+    phis: tuple[float, ...]
+    settings: Mapping[str, Any]  # the composed configuration as plain values
+
+    @property
+    def directory(self) -> Path:
+        return study_directory(self.workspace, self.study)
+
+    @cached_property
+    def description(self) -> Description:
+        return describe(self.data)
+
+    @cached_property
+    def proxy_network(self) -> tuple[Network, Rounding]:
+        """The 1x network that the search trains, fitted to the data, and the rounding of its scaling.
+
+        Errors: ValueError where the baseline cannot be made that small.
+        """
+        fitted = dataclasses.replace(
+            self.baseline, in_channels=self.description.in_channels, num_classes=self.description.num_classes
+        )
+        try:
+            return shrink(fitted, self.proxy, self.rounding)
+        except ValueError as error:
+            raise ValueError(f"the proxy of baseline {self.baseline.name!r} cannot be built: {error}") from None
+
+
+_GROUPS = ("baseline", "proxy", "rounding", "budget", "grid", "search", "recipe", "data", "executor", "tracking")
+
+
+def load_experiment(composed: DictConfig) -> Experiment:
+    """The checked experiment of `run`, `plan` and `retry`.
+
+    Errors: ValueError, one message: the key, what it is, what it must be.
+    """
+    values = _plain(composed, (*_GROUPS, "study", "workspace", "phis"))
+    recipe = dict(_mapping(values, "recipe"))
+    seeds = _number(recipe.pop("seeds", None), "recipe.seeds", int, 1, 1000)
+    executor = dict(_mapping(values, "executor"))
+    executor_name = str(executor.pop("name", None))
+    if executor_name not in EXECUTORS:
+        raise ValueError(f"executor.name is {executor_name!r}{_nearest(executor_name, EXECUTORS)}")
+    executor["workers"] = _optional(executor.get("workers"), "executor.workers", 1, 4096)
+    executor["threads"] = _number(executor.get("threads"), "executor.threads", int, 1, 1024)
+    budget = _section(Budget, values, "budget")
+    _number(budget.macs_ratio, "budget.macs_ratio", float, 1e-3, 1e6)
+    _number(budget.tolerance, "budget.tolerance", float, 0, 1e6)
+    experiment = Experiment(
+        study="",
+        workspace=_workspace(values),
+        baseline=load_baseline(values),
+        proxy=_section(Proxy, values, "proxy"),
+        rounding=_section(Rounding, values, "rounding"),
+        budget=budget,
+        grid=_grid(_mapping(values, "grid")),
+        search=_section(Search, values, "search"),
+        recipe=_section(Recipe, {"recipe": recipe}, "recipe"),
+        seeds=seeds,
+        data=_section(DataSpec, values, "data"),
+        executor_name=executor_name,
+        executor=executor,
+        tracking=_section(Tracking, values, "tracking"),
+        phis=_phis(values.get("phis")),
+        settings=values,
+    )
+    _ = experiment.proxy_network
+    decisive = decisive_settings(values)
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:6]
+    name = values.get("study") or f"{experiment.baseline.name}-{experiment.data.name}-{digest}"
+    return dataclasses.replace(experiment, study=_study_name(name))
+
+
+def decisive_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two searches different studies: all but seeds, phis, and where and how they run."""
+    parts = {key: values[key] for key in ("baseline", "proxy", "rounding", "budget", "grid", "search")}
+    recipe = {key: value for key, value in values["recipe"].items() if key != "seeds"}
+    data = {key: value for key, value in values["data"].items() if key != "cache"}
+    return json.loads(json.dumps(parts | {"recipe": recipe, "data": data}))  # type: ignore[no-any-return]
+
+
+def load_baseline(values: Mapping[str, Any]) -> Network:
+    """The network of the group `baseline`, its blocks checked."""
+    table = dict(_mapping(values, "baseline"))
+    network = from_table({k: v for k, v in table.items() if k != "name"}, name=str(table.get("name", "baseline")))
+    cost(network)  # refuses a block that nobody knows
+    return network
+
+
+@dataclass(frozen=True)
+class CostQuestion:
+    """What `cost` asks: the baseline with depth and width multiplied and, if given, another resolution in px."""
+
+    baseline: Network
+    rounding: Rounding
+    depth: float
+    width: float
+    resolution: int | None
+
+
+def load_cost(composed: DictConfig) -> CostQuestion:
+    """The checked question of `cost`."""
+    values = _plain(composed, ("baseline", "rounding", "depth", "width", "resolution"))
+    return CostQuestion(
+        baseline=load_baseline(values),
+        rounding=_section(Rounding, values, "rounding"),
+        depth=_number(values["depth"], "depth", float, 0.01, 100),
+        width=_number(values["width"], "width", float, 0.01, 100),
+        resolution=_optional(values["resolution"], "resolution", 1, 16_384),
+    )
+
+
+@dataclass(frozen=True)
+class VariantsQuestion:
+    """What `variants` asks. Coefficients given, or those of a study; baseline and rounding are the study's then."""
+
+    baseline: Network
+    rounding: Rounding
+    coefficients: Coefficients | None
+    study: str | None
+    workspace: Path
+    phis: tuple[float, ...]
+
+
+def load_variants(composed: DictConfig) -> VariantsQuestion:
+    """The checked question of `variants`."""
+    values = _plain(composed, ("baseline", "rounding", "study", "workspace", "coefficients", "phis"))
+    given = {k: v for k, v in _mapping(values, "coefficients").items() if v is not None}
+    study = values["study"]
+    if bool(given) == bool(study):
+        raise ValueError(
+            "variants needs coefficients.alpha=, coefficients.beta= and coefficients.gamma=, or study=NAME, "
+            + ("not both" if given else "and got neither")
+        )
+    coefficients = _section(Coefficients, {"coefficients": given}, "coefficients") if given else None
+    return VariantsQuestion(
+        baseline=load_baseline(values),
+        rounding=_section(Rounding, values, "rounding"),
+        coefficients=coefficients,
+        study=_study_name(study) if study else None,
+        workspace=_workspace(values),
+        phis=_phis(values["phis"]),
+    )
+
+
+@dataclass(frozen=True)
+class StudyQuestion:
+    """What `status`, `ui` and `sync` ask: a study (None: all of them) of a workspace, where it is tracked, the port."""
+
+    study: str | None
+    workspace: Path
+    tracking: Tracking
+    port: int
+    rebuild: bool
+
+
+def load_study(composed: DictConfig) -> StudyQuestion:
+    """The checked question of `status`, `ui` and `sync`."""
+    values = _plain(composed, ("study", "workspace", "tracking", "port", "rebuild"))
+    rebuild = values.get("rebuild", False)
+    if not isinstance(rebuild, bool):
+        raise ValueError(f"rebuild is {rebuild!r}; it must be true or false")
+    return StudyQuestion(
+        study=_study_name(values["study"]) if values.get("study") else None,
+        workspace=_workspace(values),
+        tracking=_section(Tracking, values, "tracking") if "tracking" in values else Tracking("mlflow"),
+        port=_number(values.get("port", 5000), "port", int, 1024, 65_535),
+        rebuild=rebuild,
+    )
+
+
+def study_directory(workspace: Path, study: str) -> Path:
+    return workspace / "studies" / study
+
+
+def find_study(workspace: Path, study: str | None) -> Path:
+    """The directory of a study that exists; the only one where none is named.
+
+    Errors: ValueError that lists the known ones.
+    """
+    parent = workspace / "studies"
+    known = (
+        sorted(path.name for path in parent.iterdir() if (path / "settings.yaml").exists()) if parent.exists() else []
+    )
+    if study is None and len(known) == 1:
+        study = known[0]
+    if study in known:
+        return parent / str(study)
+    if not known:
+        raise ValueError(f"there is no study in {workspace}; first: scalesearch run, or name another workspace=DIR")
+    if study is None:
+        raise ValueError(f"study=NAME is missing; the studies in {workspace}: {', '.join(known)}")
+    raise ValueError(f"there is no study {study!r} in {workspace}{_nearest(study, known)}")
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(dict(values)))
+
+
+def from_yaml(path: Path) -> dict[str, Any]:
+    """Plain values of a YAML file that this program wrote; interpolations are not resolved."""
+    loaded = OmegaConf.to_container(OmegaConf.load(path))
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} holds no settings; it may have been edited")
+    return typing.cast("dict[str, Any]", loaded)
+
+
+def _plain(composed: DictConfig, known: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+    plain = typing.cast("dict[str, Any]", values)
+    for key in plain:
+        if key not in known:
+            raise ValueError(f"{key!r} is not a known key{_nearest(key, known)}")
+    return plain
+
+
+def _section(cls: type[Section], values: Mapping[str, Any], section: str) -> Section:
+    """The value class of a group: unknown and missing keys refused, types checked strictly, ranges by the class."""
+    given = _mapping(values, section)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    required = [f.name for f in fields if f.default is dataclasses.MISSING]
+    _known({**given, **{f.name: None for f in fields if f.name not in required}}, [f.name for f in fields], section)
+    types = typing.get_type_hints(cls)
+    for key, value in given.items():
+        try:
+            TypeAdapter(types[key]).validate_python(value, strict=True)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"].removeprefix("Input should be ")
+            raise ValueError(f"{section}.{key} is {value!r}; it must be {said}") from None
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{section}.{key} is {value}; it must be finite")
+    # 1 where a float belongs becomes 1.0: the two would be different keys in the ledger
+    return cls(**{key: float(value) if types[key] is float else value for key, value in given.items()})
+
+
+def _mapping(values: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+    found = values.get(section)
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{section} is {found!r}; it must be a group of settings, such as one of conf/{section}/")
+    return found
+
+
+def _number(value: object, name: str, kind: type, low: float, high: float) -> Any:
+    whole = "a whole number" if kind is int else "a number"
+    good = isinstance(value, int) or (kind is float and isinstance(value, float) and math.isfinite(value))
+    if isinstance(value, bool) or not good or not low <= typing.cast("float", value) <= high:
+        raise ValueError(f"{name} is {value!r}; it must be {whole} from {low:g} to {high:g}")
+    return value
+
+
+def _optional(value: object, name: str, low: int, high: int) -> int | None:
+    return None if value is None else typing.cast("int", _number(value, name, int, low, high))
+
+
+def _grid(values: Mapping[str, Any]) -> Grid:
+    _known(values, [f.name for f in dataclasses.fields(Grid)], "grid")
+    axes = {name: _axis(values[name], f"grid.{name}") for name in ("alpha", "beta", "gamma")}
+    product = _decimal(values["product"], "grid.product", 1e-3, 1e6)
+    tolerance = _decimal(values["product_tolerance"], "grid.product_tolerance", 0, 1e6)
+    points = math.prod(len(axis.values()) for axis in axes.values())
+    if points > 200_000:
+        raise ValueError(f"the grid has {points:,} points; 200,000 are the most. Raise a step or narrow an axis")
+    return Grid(**axes, product=product, product_tolerance=tolerance)
+
+
+def _axis(values: object, where: str) -> Axis:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} is {values!r}; it must be start, stop and step")
+    _known(values, ["start", "stop", "step"], where)
+    start, stop, step = (_decimal(values[key], f"{where}.{key}", 1e-4, 10) for key in ("start", "stop", "step"))
+    if stop < start:
+        raise ValueError(f"{where}.stop is {stop}, below its start {start}")
+    return Axis(start, stop, step)
+
+
+def _decimal(value: object, name: str, low: float, high: float) -> Decimal:
+    _number(value, name, float, low, high)
+    return Decimal(str(value))
+
+
+def _phis(values: object) -> tuple[float, ...]:
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"phis is {values!r}; it must be a list of numbers, such as phis=[1,2,3]")
+    return tuple(float(_number(value, "phis", float, -20, 20)) for value in values)
+
+
+def _workspace(values: Mapping[str, Any]) -> Path:
+    given = values.get("workspace")
+    if not isinstance(given, str) or not given:
+        raise ValueError(f"workspace is {given!r}; it must be the path of a directory")
+    path = Path(given).expanduser()
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"workspace is {given!r}, which is a file; it must be the path of a directory")
+    return path
+
+
+def _study_name(name: object) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", str(name)):
+        raise ValueError(f"study is {name!r}; a name has letters, digits, '.', '_' and '-' only, 100 at most")
+    return str(name)
+
+
+def _known(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    names = list(known)
+    for key in values:
+        if key not in names:
+            raise ValueError(f"{where}.{key} is not a known key{_nearest(str(key), names)}")
+    for key in names:
+        if key not in values:
+            raise ValueError(f"{where}.{key} is missing")
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    return (f"; did you mean {close[0]!r}?" if close else "") + f" (known: {', '.join(names)})"

@@ -1,0 +1,238 @@
+"""The grid search at phi = 1 (arXiv:1905.11946, section 3.3, step 1).
+
+`candidates` lists what may be trained: the points of the grid that meet alpha * beta^2 * gamma^2 ~ 2, scaled,
+counted, held to the budget, and merged where they are the same network. `grid` trains them through Optuna.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from scalesearch.cost import Budget, Cost, cost
+from scalesearch.evaluation import Evaluation, Evaluator, Outcome
+from scalesearch.network import Network
+from scalesearch.scaling import Coefficients, Rounding, scale
+from scalesearch.training import Recipe
+
+if TYPE_CHECKING:
+    import optuna
+
+BASELINE = "baseline"  # the id of the 1x network in every table
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values of one coefficient: `start` to `stop` by `step`, exact decimals, `stop` included where it is hit."""
+
+    start: Decimal
+    stop: Decimal
+    step: Decimal
+
+    def values(self) -> list[Decimal]:
+        return [self.start + self.step * index for index in range(int((self.stop - self.start) / self.step) + 1)]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Points (alpha, beta, gamma) and the constraint on their product, `product_tolerance` to either side."""
+
+    alpha: Axis
+    beta: Axis
+    gamma: Axis
+    product: Decimal
+    product_tolerance: Decimal
+
+    def points(self) -> list[tuple[Decimal, Decimal, Decimal]]:
+        return [
+            (alpha, beta, gamma)
+            for alpha in self.alpha.values()
+            for beta in self.beta.values()
+            for gamma in self.gamma.values()
+        ]
+
+    def admits(self, alpha: Decimal, beta: Decimal, gamma: Decimal) -> bool:
+        return abs(alpha * beta**2 * gamma**2 - self.product) <= self.product_tolerance
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that meets both constraints, with all triples that round to it.
+
+    `triples` starts with the one whose product is nearest to the grid's: it stands for the others.
+    `ratio` is the counted cost over the 1x network's.
+    """
+
+    id: str
+    triples: tuple[Coefficients, ...]
+    network: Network
+    cost: Cost
+    ratio: float
+
+    @property
+    def coefficients(self) -> Coefficients:
+        return self.triples[0]
+
+
+class Plan(NamedTuple):
+    """The candidates, and what became of the other points of the grid, counted by rule.
+
+    `nearest` are the points that came nearest to the budget, (coefficients, ratio), best first: what to tell
+    somebody whose budget nothing meets.
+    """
+
+    baseline: Candidate
+    points: int
+    dropped: dict[str, int]
+    candidates: list[Candidate]
+    nearest: list[tuple[Coefficients, float]]
+
+
+def candidates(network: Network, grid: Grid, budget: Budget, rounding: Rounding) -> Plan:
+    """The plan for a network: nothing is trained, each point costs a fraction of a millisecond."""
+    base = cost(network)
+    points = grid.points()
+    dropped = {"product": 0, "impossible": 0, "budget": 0}
+    merged: dict[Network, list[Coefficients]] = {}
+    nearest: list[tuple[Coefficients, float]] = []
+    for point in points:
+        if not grid.admits(*point):
+            dropped["product"] += 1
+            continue
+        coefficients = Coefficients(*(float(value) for value in point))
+        try:
+            scaled = scale(network, coefficients, 1, rounding=rounding)
+        except ValueError:  # a resolution below the total stride, say
+            dropped["impossible"] += 1
+            continue
+        ratio = cost(scaled).macs / base.macs
+        nearest.append((coefficients, ratio))
+        if not budget.admits(ratio):
+            dropped["budget"] += 1
+            continue
+        merged.setdefault(scaled, []).append(coefficients)
+
+    product = float(grid.product)
+    width = max(2, len(str(len(merged))))
+    chosen = []
+    for index, (scaled, triples) in enumerate(merged.items(), start=1):
+        triples.sort(key=lambda triple: (round(abs(triple.product - product), 9), triple.alpha, triple.beta))
+        counted = cost(scaled)
+        chosen.append(Candidate(f"c{index:0{width}d}", tuple(triples), scaled, counted, counted.macs / base.macs))
+    nearest.sort(key=lambda pair: abs(math.log(pair[1] / budget.macs_ratio)))
+    baseline = Candidate(BASELINE, (Coefficients(1.0, 1.0, 1.0),), network, base, 1.0)
+    return Plan(baseline, len(points), dropped, chosen, nearest[:5])
+
+
+class Trained(NamedTuple):
+    """One outcome of the search: which candidate, and what became of this evaluation of it."""
+
+    candidate: Candidate
+    outcome: Outcome
+
+
+def grid(
+    plan: Plan,
+    space: Grid,
+    *,
+    seeds: Sequence[int],
+    recipe: Recipe,
+    data: str,
+    evaluator: Evaluator,
+    storage: str,
+    study: str,
+) -> Iterator[Trained]:
+    """Train the 1x network and every candidate with every seed; outcomes in the order in which they come.
+
+    In Optuna a candidate is a trial with its seeds as intermediate values and their mean as value. The ledger
+    decides what is trained; the Optuna study only shows it, and may be deleted at any time.
+    """
+    import optuna
+
+    shown = _open_study(storage, study)
+    complete = {t.user_attrs.get("network") for t in shown.get_trials(states=(optuna.trial.TrialState.COMPLETE,))}
+    trials: dict[str, optuna.trial.Trial] = {}
+    waiting: dict[str, int] = {}  # evaluations of a candidate that have not come back
+    accuracies: dict[str, list[float]] = {}
+    owner: dict[Evaluation, list[Candidate]] = {}
+
+    def evaluations() -> Iterator[Evaluation]:
+        for candidate in (plan.baseline, *plan.candidates):
+            wanted = [Evaluation(candidate.network, recipe, data, seed) for seed in seeds]
+            if candidate.id != BASELINE and wanted[0].key not in complete:
+                trials[candidate.id] = _ask(shown, space, candidate, network=wanted[0].key)
+            waiting[candidate.id], accuracies[candidate.id] = len(wanted), []
+            for evaluation in wanted:
+                owner.setdefault(evaluation, []).append(candidate)
+                yield evaluation
+
+    for outcome in evaluator.run(evaluations()):
+        candidate = owner[outcome.evaluation].pop(0)
+        yield Trained(candidate, outcome)
+        waiting[candidate.id] -= 1
+        if outcome.result is not None:
+            accuracies[candidate.id].append(outcome.result.val_accuracy)
+        trial = trials.get(candidate.id)
+        if trial is None:
+            continue
+        if outcome.result is not None:
+            trial.report(outcome.result.val_accuracy, step=outcome.evaluation.seed)
+        else:
+            trial.set_user_attr(f"failed_seed_{outcome.evaluation.seed}", outcome.reason)
+        if waiting[candidate.id] == 0:
+            values = accuracies[candidate.id]
+            if values:
+                shown.tell(trial, sum(values) / len(values))
+            else:
+                shown.tell(trial, state=optuna.trial.TrialState.FAIL)
+
+
+def _open_study(storage: str, name: str) -> optuna.Study:
+    """The study, made if it is new. Trials that an interrupted driver left open are told as failed; the study's
+    lock says that no other driver is alive."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    while study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)):
+        study.ask()
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    return study
+
+
+def _ask(study: optuna.Study, space: Grid, candidate: Candidate, *, network: str) -> optuna.trial.Trial:
+    import optuna
+
+    chosen = candidate.coefficients
+    study.enqueue_trial({"alpha": chosen.alpha, "beta": chosen.beta, "gamma": chosen.gamma})
+    trial = study.ask(
+        {
+            name: optuna.distributions.FloatDistribution(
+                float(axis.start), float(axis.values()[-1]), step=float(axis.step)
+            )
+            for name, axis in (("alpha", space.alpha), ("beta", space.beta), ("gamma", space.gamma))
+        }
+    )
+    for name, value in {
+        "network": network,
+        "candidate": candidate.id,
+        "triples": json.dumps([[t.alpha, t.beta, t.gamma] for t in candidate.triples]),
+        "product": round(chosen.product, 6),
+        "macs": candidate.cost.macs,
+        "macs_ratio": candidate.ratio,
+        "params": candidate.cost.params,
+        "resolution": candidate.network.resolution,
+    }.items():
+        trial.set_user_attr(name, value)
+    return trial
+
+
+def sqlite(path: Path) -> str:
+    """The Optuna storage URL of a file."""
+    return f"sqlite:///{path.absolute()}"

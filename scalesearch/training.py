@@ -1,0 +1,454 @@
+"""Training of one proxy: the step of the grid search that costs the time.
+
+`train` is one flat loop: images stay resident as uint8, are resized once per resolution and augmented in
+batches on the device. A training is a function of (network, recipe, data, seed): on the CPU, with the same
+library versions and thread count, it gives the same numbers bit for bit.
+
+Shapes: B images of a batch, N of a split, C channels, H and W rows and columns, K classes.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from scalesearch.data import Data, DataSpec, load
+from scalesearch.model import Convolution, build, layers
+from scalesearch.network import Network, from_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a network is trained. Its values are part of an evaluation's key.
+
+    schedule: "one_cycle" (linear rise over `warmup` of the steps, then to zero) or "cosine" (the same rise).
+    learning_rate: its highest value, for `batch_size` images a step.
+    weight_decay: of convolutions and linear weights, not of norms and biases.
+    crop_padding: the padded crop's margin as a share of the resolution; 0 switches it off.
+    mixup: alpha of the beta distribution (arXiv:1710.09412); 0 switches it off.
+    ema: decay per step of the averaged weights that are then evaluated; 0 switches it off.
+    autocast: "auto" (bfloat16 where it is faster, see `autocast_pays`), "bfloat16" or "off".
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    label_smoothing: float
+    schedule: str
+    warmup: float
+    flip: bool
+    crop_padding: float
+    mixup: float
+    ema: float
+    autocast: str
+    channels_last: bool
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("epochs", 1, 10_000),
+            ("batch_size", 2, 65_536),
+            ("learning_rate", 1e-8, 100),
+            ("momentum", 0, 0.9999),
+            ("weight_decay", 0, 1),
+            ("label_smoothing", 0, 0.99),
+            ("warmup", 0, 0.9),
+            ("crop_padding", 0, 0.5),
+            ("mixup", 0, 10),
+            ("ema", 0, 0.99999),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"recipe.{name} is {value!r}; it must be a number from {low:g} to {high:g}")
+        for name, known in (("schedule", ("one_cycle", "cosine")), ("autocast", ("auto", "bfloat16", "off"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"recipe.{name} is {getattr(self, name)!r}; known: {', '.join(known)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a training leaves. Accuracies are fractions; `correct` has a bool per validation image, in their order."""
+
+    val_accuracy: float
+    val_loss: float
+    correct: np.ndarray[Any, np.dtype[np.bool_]]
+    curve: tuple[dict[str, float], ...]  # an entry an epoch: epoch, train_loss, learning_rate
+    train_seconds: float
+    images_per_second: float
+
+    def to_json(self) -> dict[str, Any]:
+        packed = base64.b64encode(np.packbits(self.correct).tobytes()).decode()
+        return dataclasses.asdict(self) | {"correct": packed, "num_val": len(self.correct), "curve": list(self.curve)}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Result:
+        bits = np.unpackbits(np.frombuffer(base64.b64decode(values["correct"]), np.uint8), count=values["num_val"])
+        rest = {k: v for k, v in values.items() if k not in ("correct", "num_val", "curve")}
+        return Result(**rest, correct=bits.astype(bool), curve=tuple(values["curve"]))
+
+
+class Diverged(ValueError):  # noqa: N818 - what a training did
+    """The loss became nan or infinite: a failure, never a score."""
+
+
+def run_specification(specification: dict[str, Any]) -> dict[str, Any]:
+    """What a worker runs: plain JSON in, plain JSON out; the trained weights go to the file `weights`."""
+    network = from_table(specification["network"], name=specification["name"])
+    recipe = Recipe(**specification["recipe"])
+    data = _loaded(DataSpec(**specification["data_spec"]))
+    if data.fingerprint != specification["data"]:
+        raise ValueError(
+            f"the worker's {data.description.name} is not the driver's: fingerprint {data.fingerprint[:12]}, "
+            f"expected {specification['data'][:12]}. Do both see the same files?"
+        )
+    result = train(
+        network,
+        recipe,
+        data,
+        seed=specification["seed"],
+        weights=Path(specification["weights"]),
+        checkpoint=Path(specification["checkpoint"]),
+    )
+    return {"result": result.to_json(), "environment": environment()}
+
+
+def train(
+    network: Network,
+    recipe: Recipe,
+    data: Data,
+    *,
+    seed: int,
+    device: str | None = None,
+    weights: Path | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 30.0,
+) -> Result:
+    """Train `network` on the training split and score it once on the validation split.
+
+    Args:
+        device: torch device; None takes a GPU where there is one.
+        weights: safetensors file that the trained weights are written to, atomically.
+        checkpoint: safetensors file kept at ends of epochs, `checkpoint_seconds` apart, from which the same
+            call goes on after an interruption, with the same numbers; removed at the end.
+    Errors: Diverged for a loss that is not finite.
+    """
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    started = time.perf_counter()
+
+    torch.manual_seed(seed)
+    model = build(network).to(place, memory_format=layout)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.SGD(
+        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+        fused=True,
+    )
+    averaged = (
+        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
+    )
+
+    images = _resized(data, "train", network.resolution).to(place)  # (N, C, H, W) uint8
+    labels = data.train_labels.to(place)
+    mean, std = (torch.tensor(v, device=place).mul(255).view(1, -1, 1, 1) for v in (data.mean, data.std))
+    batch = min(recipe.batch_size, len(images))
+    steps = len(images) // batch
+    autocast = _autocast(network, recipe, place)
+    padding = round(recipe.crop_padding * network.resolution)
+    padded = F.pad(images, (padding,) * 4)
+
+    curve: list[dict[str, float]] = []
+    seconds_before = 0.0
+    if checkpoint is not None and checkpoint.exists():
+        curve, seconds_before = _load_checkpoint(checkpoint, model, optimizer, averaged)
+    saved = time.perf_counter()
+
+    model.train()
+    for epoch in range(len(curve), recipe.epochs):
+        torch.manual_seed(_mixed(seed, epoch))  # dropout; an epoch depends on nothing that came before but weights
+        chance = np.random.default_rng([seed, epoch])
+        order = torch.from_numpy(chance.permutation(len(images))[: steps * batch]).to(place).view(steps, batch)
+        total = torch.zeros((), device=place)
+        for step in range(steps):
+            rate = recipe.learning_rate * _schedule(recipe, (epoch * steps + step) / (recipe.epochs * steps))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+            x, y = _crop(padded, order[step], network.resolution, padding, chance), labels[order[step]]
+            x = ((x.float() - mean) / std).contiguous(memory_format=layout)  # (B, C, H, W)
+            if recipe.flip:
+                mirrored = torch.from_numpy(chance.random(batch) < 0.5).to(place)
+                x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(3), x)
+            share = float(chance.beta(recipe.mixup, recipe.mixup)) if recipe.mixup else 1.0
+            if recipe.mixup:
+                x = x.mul(share).add_(x.flip(0), alpha=1 - share)
+
+            with autocast():
+                logits = model(x).float()  # (B, K)
+                loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+                if recipe.mixup:
+                    other = F.cross_entropy(logits, y.flip(0), label_smoothing=recipe.label_smoothing)
+                    loss = share * loss + (1 - share) * other
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if averaged is not None:
+                averaged.update_parameters(model)
+            total += loss.detach()
+
+        train_loss = total.item() / steps
+        if not math.isfinite(train_loss):
+            raise Diverged(
+                f"diverged: the training loss is {train_loss} in epoch {epoch + 1} of {recipe.epochs} "
+                f"(seed {seed}). Lower recipe.learning_rate (now {recipe.learning_rate:g})"
+            )
+        curve.append({"epoch": epoch + 1, "train_loss": train_loss, "learning_rate": rate})
+        if checkpoint is not None and epoch + 1 < recipe.epochs and time.perf_counter() - saved > checkpoint_seconds:
+            spent = seconds_before + time.perf_counter() - started
+            _save_checkpoint(checkpoint, model, optimizer, averaged, curve, spent)
+            saved = time.perf_counter()
+
+    final = averaged.module if averaged is not None else model
+    seconds = seconds_before + time.perf_counter() - started
+    loss_value, correct = evaluate(final, network, data, split="val", device=place)
+    if not math.isfinite(loss_value):
+        raise Diverged(f"diverged: the validation loss is {loss_value} (seed {seed}). Lower recipe.learning_rate")
+    if weights is not None:
+        save_weights(final, weights)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return Result(
+        val_accuracy=float(correct.mean()),
+        val_loss=loss_value,
+        correct=correct,
+        curve=tuple(curve),
+        train_seconds=seconds,
+        images_per_second=recipe.epochs * steps * batch / seconds,
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, network: Network, data: Data, *, split: str, device: str | torch.device
+) -> tuple[float, np.ndarray[Any, np.dtype[np.bool_]]]:
+    """(mean cross entropy, a bool per image whether it is right) on "val" or "test", in float32."""
+    model.eval()
+    images = _resized(data, split, network.resolution)
+    labels = data.val_labels if split == "val" else data.test()[1]
+    mean, std = (torch.tensor(v, device=device).mul(255).view(1, -1, 1, 1) for v in (data.mean, data.std))
+    loss, correct = 0.0, []
+    for x, y in zip(images.split(500), labels.to(device).split(500), strict=True):
+        logits = model((x.to(device).float() - mean) / std)
+        loss += F.cross_entropy(logits, y, reduction="sum").item()
+        correct.append((logits.argmax(1) == y).cpu())
+    return loss / len(labels), torch.cat(correct).numpy()
+
+
+def test_specification(specification: dict[str, Any]) -> dict[str, Any]:
+    """What a worker runs for the test split: the saved `weights` of an evaluation, scored once."""
+    network = from_table(specification["network"], name=specification["name"])
+    model = load_weights(network, Path(specification["weights"]))
+    data = _loaded(DataSpec(**specification["data_spec"]))
+    loss, correct = evaluate(model, network, data, split="test", device="cpu")
+    return {"test_accuracy": float(correct.mean()), "test_loss": loss, "num_test": len(correct)}
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the state dict as safetensors, atomically."""
+    _save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+
+
+def load_weights(network: Network, path: Path) -> nn.Module:
+    """The module of `network` with the weights of a safetensors file, in evaluation mode.
+
+    Errors: ValueError naming the file where they do not fit.
+    """
+    model = build(network)
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"the weights in {path} are not those of {network.name}: {error}") from None
+    return model.eval()
+
+
+def seconds_per_image(network: Network, recipe: Recipe, *, budget_seconds: float = 1.0) -> float:
+    """Measured training seconds an image of this network on this machine's CPU, from a few steps of made-up images.
+
+    The batch is made smaller for large networks, so that a step stays short.
+    """
+    torch.manual_seed(0)
+    model = build(network)
+    macs = sum(record.macs for _, records in layers(network) for record in records.values())
+    batch = max(2, min(recipe.batch_size, int(5e8 / max(1, macs))))
+    x = torch.randn(batch, network.in_channels, network.resolution, network.resolution)
+    y = torch.randint(network.num_classes, (batch,))
+    if recipe.channels_last:
+        model, x = (v.to(memory_format=torch.channels_last) for v in (model, x))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
+    autocast = _autocast(network, recipe, torch.device("cpu"))
+    times: list[float] = []
+    while len(times) < 2 or (sum(times) < budget_seconds and len(times) < 12):
+        began = time.perf_counter()
+        with autocast():
+            loss = F.cross_entropy(model(x).float(), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(time.perf_counter() - began)
+    return min(times[1:]) / batch
+
+
+def autocast_pays(network: Network, device: torch.device) -> bool:
+    """Whether bfloat16 autocast is expected to be faster: on a GPU that has it, and on a CPU with the
+    instructions for plain convolutions only; depthwise ones lose more in the backward pass than the rest gains."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    grouped = any(
+        isinstance(record, Convolution) and record.groups > 1
+        for _, records in layers(network)
+        for record in records.values()
+    )
+    return not grouped and "avx512_bf16" in _cpu_flags()
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine: recorded with every evaluation, no part of its key."""
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "machine": platform.machine(),
+        "threads": str(torch.get_num_threads()),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+@lru_cache(maxsize=2)
+def _loaded(spec: DataSpec) -> Data:
+    return load(spec)
+
+
+_RESIZED: dict[tuple[str, str, int], Tensor] = {}
+
+
+def _resized(data: Data, split: str, resolution: int) -> Tensor:
+    """The split's images at this resolution as uint8, (N, C, H, W); the last few are kept for the next training."""
+    key = (data.fingerprint, split, resolution)
+    if key not in _RESIZED:
+        images = {"train": lambda: data.train_images, "val": lambda: data.val_images, "test": lambda: data.test()[0]}
+        source = images[split]()
+        if source.shape[-1] != resolution or source.shape[-2] != resolution:
+            size = (resolution, resolution)
+            source = torch.cat(
+                [F.interpolate(part, size, mode="bilinear", antialias=True) for part in source.split(2048)]
+            )
+        while len(_RESIZED) >= 8:
+            del _RESIZED[next(iter(_RESIZED))]
+        _RESIZED[key] = source
+    return _RESIZED[key]
+
+
+def _crop(padded: Tensor, chosen: Tensor, side: int, padding: int, chance: np.random.Generator) -> Tensor:
+    """Crops of `side` px at random places of the chosen padded images, uint8 (B, C, H, W)."""
+    if padding == 0:
+        return padded[chosen]
+    corner = torch.from_numpy(chance.integers(0, 2 * padding + 1, (2, len(chosen)))).to(padded.device)
+    reach = torch.arange(side, device=padded.device)
+    rows = (corner[0].view(-1, 1) + reach).view(-1, 1, side, 1)
+    columns = (corner[1].view(-1, 1) + reach).view(-1, 1, 1, side)
+    channels = torch.arange(padded.shape[1], device=padded.device).view(1, -1, 1, 1)
+    return padded[chosen.view(-1, 1, 1, 1), channels, rows, columns]
+
+
+def _schedule(recipe: Recipe, progress: float) -> float:
+    """The learning rate's share of its highest value at `progress`, 0 to 1."""
+    if progress < recipe.warmup:
+        return max(0.04, progress / recipe.warmup)
+    rest = (progress - recipe.warmup) / (1 - recipe.warmup)
+    return 0.5 + 0.5 * math.cos(math.pi * rest) if recipe.schedule == "cosine" else 1 - rest
+
+
+def _autocast(network: Network, recipe: Recipe, device: torch.device) -> Any:
+    wanted = recipe.autocast == "bfloat16" or (recipe.autocast == "auto" and autocast_pays(network, device))
+    return (lambda: torch.autocast(device.type, torch.bfloat16)) if wanted else nullcontext
+
+
+def _mixed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@lru_cache(maxsize=1)
+def _cpu_flags() -> frozenset[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith(("flags", "Features"))), "").split())
+
+
+def _save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averaged: AveragedModel | None,
+    curve: list[dict[str, float]],
+    seconds: float,
+) -> None:
+    tensors = {f"model.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
+    for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        tensors[f"momentum.{index}"] = optimizer.state[parameter]["momentum_buffer"].contiguous()
+    if averaged is not None:
+        tensors |= {f"averaged.{name}": tensor.contiguous() for name, tensor in averaged.state_dict().items()}
+    _save(tensors, path, {"curve": json.dumps(curve), "seconds": repr(seconds)})
+
+
+def _load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: AveragedModel | None
+) -> tuple[list[dict[str, float]], float]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        meta = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    model.load_state_dict(part("model."))
+    momenta = part("momentum.")
+    for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        if str(index) in momenta:
+            buffer = torch.empty_like(parameter)
+            optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(momenta[str(index)])
+    if averaged is not None:
+        averaged.load_state_dict(part("averaged."))
+    return json.loads(meta["curve"]), float(meta["seconds"])
+
+
+def _save(tensors: dict[str, Tensor], path: Path, meta: dict[str, str] | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    save_file(tensors, temporary, meta)
+    temporary.replace(path)

@@ -1,0 +1,79 @@
+"""The family of scaled networks that follows from the chosen coefficients (arXiv:1905.11946, section 3.3, step 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from scalesearch.cost import Cost, cost
+from scalesearch.ledger import write_atomic
+from scalesearch.network import Network
+from scalesearch.scaling import Coefficients, Rounding, scale
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The baseline at one phi: `depth`, `width` and `resolution` are the multipliers before rounding."""
+
+    phi: float
+    network: Network
+    cost: Cost
+    macs_ratio: float
+
+
+def family(network: Network, coefficients: Coefficients, phis: Sequence[float], *, rounding: Rounding) -> list[Variant]:
+    """The variants at `phis`, after the baseline itself (phi = 0), each with its counted cost.
+
+    Errors: ValueError for a phi at which the network cannot be (named).
+    """
+    base = cost(network).macs
+    variants = []
+    for phi in sorted({0.0, *map(float, phis)}):
+        name = network.name if phi == 0 else f"{network.name}_phi{phi:g}"
+        try:
+            scaled = scale(network, coefficients, phi, rounding=rounding, name=name)
+        except ValueError as error:
+            raise ValueError(f"phi {phi:g}: {error}") from None
+        counted = cost(scaled)
+        variants.append(Variant(phi, scaled, counted, counted.macs / base))
+    return variants
+
+
+def family_table(variants: Sequence[Variant], coefficients: Coefficients, directory: Path) -> pd.DataFrame:
+    """A row a variant: name, phi, nominal and counted cost ratios, sizes, and the file that `write` makes."""
+    return pd.DataFrame(
+        {
+            "name": variant.network.name,
+            "phi": variant.phi,
+            "nominal_ratio": 2.0**variant.phi,
+            "product_ratio": coefficients.product**variant.phi,
+            "macs": variant.cost.macs,
+            "macs_ratio": variant.macs_ratio,
+            "params": variant.cost.params,
+            "activations": variant.cost.activations,
+            "depth": variant.network.depth,
+            "resolution": variant.network.resolution,
+            "file": str(directory / f"{variant.network.name}.yaml"),
+        }
+        for variant in variants
+    )
+
+
+def write(variants: Sequence[Variant], coefficients: Coefficients, directory: Path, *, rounding: Rounding) -> None:
+    """A YAML a variant, which loads again as a baseline: `scalesearch cost --config-dir ... baseline=NAME`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for variant in variants:
+        depth, width, resolution = coefficients.multipliers(variant.phi)
+        comment = (
+            f"{variant.network.name}: phi = {variant.phi:g}, alpha (depth) = {coefficients.alpha:g}, "
+            f"beta (width) = {coefficients.beta:g}, gamma (resolution) = {coefficients.gamma:g}\n"
+            f"multipliers: depth {depth:.4g}, width {width:.4g}, resolution {resolution:.4g}; "
+            f"rounding: {rounding.name}\n"
+            f"{variant.cost.macs:,} multiply-adds ({variant.macs_ratio:.3f} x the baseline), "
+            f"{variant.cost.params:,} params, {variant.cost.activations:,} activations"
+        )
+        text = variant.network.to_yaml(comment=comment)
+        write_atomic(directory / f"{variant.network.name}.yaml", text.encode())
