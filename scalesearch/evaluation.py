@@ -130,7 +130,7 @@ class Evaluator:
         for key, evaluation in zip(keys, evaluations, strict=True):
             if key in futures:
                 self._ledger.put(key, _record(key, {"test_of": evaluation.key}, "finished", futures[key].result()))
-        return [dict(self._ledger.get(key)["result"]) for key in keys]
+        return [record["result"] for key in keys if (record := self._ledger.get(key)) is not None]
 
     def _submit(self, evaluation: Evaluation) -> Future[dict[str, Any]]:
         return self._executor.submit(run_specification, self._for_worker(evaluation))

@@ -177,7 +177,7 @@ class InvertedResidual(nn.Module):
         self.activation = _ACTIVATIONS[place.activation]()
         self.residual = place.stride == 1 and place.in_channels == place.stage.channels
         if self.residual:
-            nn.init.zeros_(self.project_norm.weight)
+            nn.init.zeros_(self.get_parameter("project_norm.weight"))
 
     @staticmethod
     def layers(place: Place) -> Layers:
@@ -214,7 +214,7 @@ class PreactivationBottleneck(nn.Module):
         _add(self, self.layers(place))
         self.activation = _ACTIVATIONS[place.activation]()
         # The branch ends in a convolution. Zeroing the norm before it would stop every gradient: relu'(0) is 0.
-        nn.init.zeros_(self.conv3.weight)
+        nn.init.zeros_(self.get_parameter("conv3.weight"))
 
     @staticmethod
     def layers(place: Place) -> Layers:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -41,6 +42,8 @@ class Stage:
     squeeze_excite: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.block, str):
+            raise ValueError(f"block is {self.block!r}; it must be the name of a block")
         _whole(self.channels, "channels", 1, MAX_CHANNELS)
         _whole(self.repeats, "repeats", 1, MAX_REPEATS)
         _whole(self.kernel, "kernel", 1, 31)
@@ -84,6 +87,8 @@ class Network:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w .+-]{0,199}", self.name):  # variants are written to a file of this name
+            raise ValueError(f"name is {self.name!r}; it must be of letters, digits, '_', '.', '+' and '-'")
         _whole(self.in_channels, "in_channels", 1, MAX_CHANNELS)
         _whole(self.num_classes, "num_classes", 1, 1_000_000)
         _whole(self.resolution, "resolution", 1, MAX_RESOLUTION)
@@ -141,7 +146,7 @@ class Network:
     def to_yaml(self, *, comment: str = "") -> str:
         """The text of a baseline file that `load` reads back as an equal network; a row a stage."""
         lines = [f"# {line}".rstrip() for line in comment.splitlines()]
-        lines.append(f"name: {self.name}")
+        lines.append(f"name: {_flow(self.name)}")
         table = self.table()
         for key, value in table.items():
             if key == "stages":
@@ -173,8 +178,8 @@ def from_table(table: Mapping[str, Any], *, name: str) -> Network:
 def load(path: Path) -> Network:
     """The network of a YAML file. Keys that are not the table's, such as `proxy`, are refused."""
     try:
-        table = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read the network in {path}: {error}") from None
     if not isinstance(table, dict):
         raise ValueError(f"{path} holds no table of a network")

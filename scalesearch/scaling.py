@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from scalesearch.network import Network, Stage
+from scalesearch.network import MAX_REPEATS, Network, Stage
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,11 @@ class Coefficients:
         return self.alpha * self.beta**2 * self.gamma**2
 
     def multipliers(self, phi: float) -> tuple[float, float, float]:
-        """(depth, width, resolution) at `phi`."""
-        return self.alpha**phi, self.beta**phi, self.gamma**phi
+        """(depth, width, resolution) at `phi`. Errors: ValueError where one is more than a float can hold."""
+        try:
+            return float(self.alpha) ** phi, float(self.beta) ** phi, float(self.gamma) ** phi
+        except OverflowError:
+            raise ValueError(f"phi is {phi:g}; the multipliers alpha^phi, beta^phi, gamma^phi must be finite") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +164,8 @@ def round_depth(repeats: list[int], depth: float, *, rule: str) -> list[int]:
     [1, 2, 2, 4, 4, 5, 1]
     """
     scaled = [_snap(count * depth) for count in repeats]
+    if max(scaled) > MAX_REPEATS:
+        raise ValueError(f"depth {depth:g} makes {max(scaled):g} repeats of a stage; {MAX_REPEATS:,} are the most")
     if rule == "ceil":
         return [math.ceil(count) for count in scaled]
     total = max(len(repeats), math.floor(_snap(sum(repeats) * depth) + 0.5))

@@ -9,15 +9,22 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+from scalesearch.config import Experiment
+from scalesearch.scaling import Coefficients, Rounding
+from scalesearch.search import BASELINE, Candidate, Plan, Trained
+
+if TYPE_CHECKING:
+    from scalesearch.selection import Choice
 
 Row = Mapping[str, Any]
 
@@ -77,12 +84,27 @@ class Progress:
         self._best = ""
         self._last = "starting workers and loading the data"
         self._started = time.monotonic()
-        self.on_line: Any = None
+        self.on_line: Callable[[str], None] | None = None
 
-    def update(self, *, trained: int, reused: int, failed: int, best: str, last: str) -> None:
-        self._trained, self._reused, self._failed, self._best, self._last = trained, reused, failed, best, last
+    def update(self, trained: Sequence[Trained]) -> None:
+        """Count what has come back so far; the last one is the newest."""
+        self._failed = sum(one.outcome.result is None for one in trained)
+        self._reused = sum(one.outcome.reused and one.outcome.result is not None for one in trained)
+        self._trained = len(trained) - self._failed - self._reused
+        accuracies: dict[str, list[float]] = {}
+        for one in trained:
+            if one.outcome.result is not None and one.candidate.id != BASELINE:
+                accuracies.setdefault(one.candidate.id, []).append(one.outcome.result.val_accuracy)
+        means = {name: sum(values) / len(values) for name, values in accuracies.items()}
+        if means:
+            best = max(means, key=lambda name: means[name])
+            self._best = f"{best} {100 * means[best]:.2f} %"
+        last = trained[-1]
+        said = f"{100 * last.outcome.result.val_accuracy:.2f} %" if last.outcome.result else "failed"
+        self._last = f"{last.candidate.id} seed {last.outcome.evaluation.seed}: {said}"
         if self.on_line is not None:
-            self.on_line(f"[{self._done}/{self._total}] {last}; best so far: {best or 'none'}; left: {self._left()}")
+            best_so_far = self._best or "none"
+            self.on_line(f"[{self._done}/{self._total}] {self._last}; best so far: {best_so_far}; left: {self._left()}")
 
     @property
     def _done(self) -> int:
@@ -109,6 +131,127 @@ class Progress:
             table.add_column(heading)
         table.add_row(*cells.values())
         return table
+
+
+def summary(plan: Plan, experiment: Experiment) -> str:
+    """What is searched, what each rule dropped from the grid, and how many networks are left."""
+    triples = sum(len(candidate.triples) for candidate in plan.candidates)
+    budget, grid = experiment.budget, experiment.grid
+    network = plan.baseline.network
+    impossible = plan.dropped["impossible"]
+    return "\n".join(
+        [
+            f"study {experiment.study}",
+            f"1x network: {experiment.baseline.name} as a proxy of {network.depth} blocks at {network.resolution} px, "
+            f"{count(plan.baseline.cost.macs)} multiply-adds, {count(plan.baseline.cost.params)} params",
+            f"{plan.points} points of the grid; dropped: {plan.dropped['product']} whose product is not within "
+            f"{grid.product_tolerance} of {grid.product}, {plan.dropped['budget']} whose counted cost is not within "
+            f"{100 * budget.tolerance:g} % of {budget.macs_ratio:g} x"
+            + (f", {impossible} that no network can have" if impossible else ""),
+            f"{triples} triples are left, which are {len(plan.candidates)} different networks",
+        ]
+    )
+
+
+def show_candidates(screen: Screen, plan: Plan) -> None:
+    """The candidates and the 1x network as a table, before anything is trained."""
+    rows = [_candidate_row(candidate) for candidate in (plan.baseline, *plan.candidates)]
+    screen.table("Candidates", rows, _CANDIDATE_COLUMNS)
+
+
+def show_answer(screen: Screen, experiment: Experiment, answer: Mapping[str, Any], choice: Choice) -> None:
+    """The table of candidates, the choice, its ties, test accuracies, the family, and where things are."""
+    confidence = f"{100 * experiment.search.confidence:g} %"
+    ranked = choice.candidates.sort_values("val_accuracy_mean", ascending=False)
+    rows = [
+        {
+            "mark": "chosen" if row["chosen"] else "tied" if row["tied"] else "",
+            "candidate": row["candidate"],
+            "alpha": f"{row['alpha']:g}",
+            "beta": f"{row['beta']:g}",
+            "gamma": f"{row['gamma']:g}",
+            "product": f"{row['product']:.3f}",
+            "macs_ratio": f"{row['macs_ratio']:.3f}",
+            "macs": count(row["macs"]),
+            "accuracy": _percent(row["val_accuracy_mean"]),
+            "interval": f"{_percent(row['val_accuracy_low'])} to {_percent(row['val_accuracy_high'])}",
+            "std": _percent(row["val_accuracy_std"]),
+            "seeds": str(row["num_seeds"]),
+        }
+        for row in ranked.to_dict("records")
+    ]
+    accuracy = {"accuracy": "val. accuracy (%)", "interval": f"{confidence} interval", "std": "sd", "seeds": "seeds"}
+    screen.table("Candidates", rows, _COEFFICIENT_COLUMNS | accuracy | {"mark": ""})
+
+    chosen, test = answer["chosen"], answer["test_accuracy"]
+    screen.say(
+        f"chosen: {chosen['id']}, alpha (depth) = {chosen['alpha']:g}, beta (width) = {chosen['beta']:g}, "
+        f"gamma (resolution) = {chosen['gamma']:g}; nominal product {chosen['product']:.3f}, "
+        f"counted ratio {chosen['macs_ratio']:.3f}"
+    )
+    tied = ", ".join(
+        f"{row['id']} ({row['alpha']:g}, {row['beta']:g}, {row['gamma']:g})" for row in chosen["tied_with"]
+    )
+    screen.say(
+        f"cannot be told from it at {confidence}: {tied}" if tied else f"no candidate is tied with it at {confidence}"
+    )
+    screen.say(
+        f"test accuracy: {_test_words(test['chosen'])} chosen, {_test_words(test['baseline'])} 1x network "
+        f"({count(answer['baseline']['macs'])} multiply-adds)"
+    )
+    coefficients = Coefficients(chosen["alpha"], chosen["beta"], chosen["gamma"])
+    show_family(screen, experiment.baseline.name, coefficients, experiment.rounding, answer["variants"])
+    counts = answer["evaluations"]
+    screen.say(
+        f"{counts['trained']} evaluations trained, {counts['reused']} from the ledger, {counts['failed']} failed"
+    )
+    if counts["failed"]:
+        screen.say("`scalesearch retry` with the same overrides runs the failed ones again; `status` gives the reasons")
+    screen.say(f"tables, figures, coefficients.yaml and variants: {experiment.directory}")
+    screen.say(f"MLflow: scalesearch ui study={experiment.study} workspace={experiment.workspace}")
+
+
+def show_family(
+    screen: Screen, name: str, coefficients: Coefficients, rounding: Rounding, family: Sequence[Row]
+) -> None:
+    """The variants as a table: the nominal cost 2^phi beside the counted one."""
+    rows = [
+        {
+            "name": row["name"],
+            "phi": f"{row['phi']:g}",
+            "nominal": f"{row['nominal_ratio']:.4g}",
+            "counted": f"{row['macs_ratio']:.4g}",
+            "macs": count(row["macs"]),
+            "params": count(row["params"]),
+            "depth": str(row["depth"]),
+            "resolution": str(row["resolution"]),
+        }
+        for row in family
+    ]
+    headings = {"name": "variant", "phi": "phi", "nominal": "2^phi", "counted": "counted ratio"}
+    costs = {"macs": "multiply-adds", "params": "params", "depth": "blocks", "resolution": "px"}
+    title = (
+        f"{name} scaled by alpha (depth) = {coefficients.alpha:g}, beta (width) = {coefficients.beta:g}, "
+        f"gamma (resolution) = {coefficients.gamma:g}, rounding {rounding.name}"
+    )
+    screen.table(title, rows, headings | costs)
+
+
+def show_cost(screen: Screen, answer: Mapping[str, Any]) -> None:
+    """A network's cost by stage, and its sums."""
+    rows = [
+        stage
+        | {name: f"{stage[name]:,}" for name in ("macs", "params", "activations")}
+        | {"share": f"{100 * stage['macs'] / answer['macs']:.1f} %"}
+        for stage in answer["stages"]
+    ]
+    columns = {name: name for name in ("stage", "block", "repeats", "channels")}
+    columns |= {"macs": "multiply-adds", "share": "share", "params": "params", "activations": "activations"}
+    screen.table(f"{answer['name']} at {answer['resolution']} px", rows, columns)
+    screen.say(
+        f"{answer['macs']:,} multiply-adds, {answer['params']:,} params, {answer['activations']:,} activations, "
+        f"{answer['blocks']} blocks, rounding {answer['rounding']}"
+    )
 
 
 def duration(seconds: float) -> str:
@@ -142,3 +285,43 @@ def count(number: float) -> str:
 def _is_number(value: object) -> bool:
     text = str(value)
     return not text or text[0].isdigit() or text[0] in "+-"
+
+
+_COEFFICIENT_COLUMNS = {
+    "candidate": "network",
+    "alpha": "alpha (depth)",
+    "beta": "beta (width)",
+    "gamma": "gamma (resolution)",
+    "product": "nominal product",
+    "macs_ratio": "counted ratio",
+    "macs": "multiply-adds",
+}
+_CANDIDATE_COLUMNS = _COEFFICIENT_COLUMNS | {"params": "params", "depth": "blocks", "resolution": "px", "also": "also"}
+
+
+def _candidate_row(candidate: Candidate) -> dict[str, str]:
+    coefficients = candidate.coefficients
+    return {
+        "candidate": candidate.id,
+        "alpha": f"{coefficients.alpha:g}",
+        "beta": f"{coefficients.beta:g}",
+        "gamma": f"{coefficients.gamma:g}",
+        "product": f"{coefficients.product:.3f}",
+        "macs_ratio": f"{candidate.ratio:.3f}",
+        "macs": count(candidate.cost.macs),
+        "params": count(candidate.cost.params),
+        "depth": str(candidate.network.depth),
+        "resolution": str(candidate.network.resolution),
+        "also": "; ".join(f"{t.alpha:g}, {t.beta:g}, {t.gamma:g}" for t in candidate.triples[1:]),
+    }
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}" if math.isfinite(value) else "-"
+
+
+def _test_words(test: Mapping[str, Any]) -> str:
+    if test["mean"] is None:
+        return "none (it failed)"
+    spread = f" (sd {100 * test['std']:.2f}, {test['seeds']} seeds)" if test["std"] is not None else " (1 seed)"
+    return f"{100 * test['mean']:.2f} %{spread}"

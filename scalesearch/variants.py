@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from scalesearch.cost import Cost, cost
 from scalesearch.ledger import write_atomic
 from scalesearch.network import Network
@@ -32,7 +30,8 @@ def family(network: Network, coefficients: Coefficients, phis: Sequence[float], 
     base = cost(network).macs
     variants = []
     for phi in sorted({0.0, *map(float, phis)}):
-        name = network.name if phi == 0 else f"{network.name}_phi{phi:g}"
+        # repr, not :g, which would give two phis that differ in the seventh digit one file
+        name = network.name if phi == 0 else f"{network.name}_phi{repr(phi).removesuffix('.0')}"
         try:
             scaled = scale(network, coefficients, phi, rounding=rounding, name=name)
         except ValueError as error:
@@ -42,9 +41,11 @@ def family(network: Network, coefficients: Coefficients, phis: Sequence[float], 
     return variants
 
 
-def family_table(variants: Sequence[Variant], coefficients: Coefficients, directory: Path) -> pd.DataFrame:
-    """A row a variant: name, phi, nominal and counted cost ratios, sizes, and the file that `write` makes."""
-    return pd.DataFrame(
+def family_rows(
+    variants: Sequence[Variant], coefficients: Coefficients, directory: Path
+) -> list[dict[str, str | int | float]]:
+    """A row a variant: name, phi, nominal and counted cost ratios, sizes, and the file that `write` makes of it."""
+    return [
         {
             "name": variant.network.name,
             "phi": variant.phi,
@@ -59,7 +60,7 @@ def family_table(variants: Sequence[Variant], coefficients: Coefficients, direct
             "file": str(directory / f"{variant.network.name}.yaml"),
         }
         for variant in variants
-    )
+    ]
 
 
 def write(variants: Sequence[Variant], coefficients: Coefficients, directory: Path, *, rounding: Rounding) -> None:

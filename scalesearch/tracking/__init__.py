@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalesearch.tracking.replay import sync
+from scalesearch.tracking.study import StudyLog
 from scalesearch.tracking.tracker import Tracker
 from scalesearch.tracking.ui import links, serve
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Tracker", "links", "serve", "sync"]
+__all__ = ["StudyLog", "Tracker", "links", "serve", "sync"]
 
 
 def _load_pyfunc(path: str) -> object:

@@ -1,0 +1,224 @@
+"""A study on disk: its directory, the settings that make it that study, and the answer that it came to."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalesearch import config, variants
+from scalesearch.config import Experiment
+from scalesearch.data import Data
+from scalesearch.evaluation import Evaluation
+from scalesearch.ledger import Ledger, is_locked, write_atomic
+from scalesearch.network import Network
+from scalesearch.scaling import Coefficients, Rounding
+from scalesearch.search import BASELINE, Candidate, Plan, Trained
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scalesearch.selection import Choice
+
+
+def open_study(experiment: Experiment, plan: Plan, data: Data) -> None:
+    """Make the study's directory, or see that the one that is there belongs to the same search."""
+    path = experiment.directory / "settings.yaml"
+    if path.exists():
+        before = config.decisive_settings(config.from_yaml(path))
+        now = config.decisive_settings(experiment.settings)
+        differing = [key for key in now if before.get(key) != now[key]]
+        if differing:
+            raise ValueError(
+                f"study {experiment.study!r} was begun with other settings ({', '.join(differing)}); choose another "
+                f"name with study=NAME, or none: what is trained already is shared either way"
+            )
+    write_atomic(path, config.to_yaml(experiment.settings).encode())
+    rows = [
+        {"candidate": candidate.id, "seed": evaluation.seed, "key": evaluation.key}
+        for candidate, evaluation in planned_evaluations(plan, experiment, data)
+    ]
+    write_atomic(experiment.directory / "evaluations.json", json.dumps({"evaluations": rows}, indent=1).encode())
+
+
+def planned_evaluations(plan: Plan, experiment: Experiment, data: Data) -> Iterator[tuple[Candidate, Evaluation]]:
+    """Every (candidate, evaluation) of a study, the 1x network first."""
+    for candidate in (plan.baseline, *plan.candidates):
+        for seed in range(experiment.seeds):
+            yield candidate, Evaluation(candidate.network, experiment.recipe, data.fingerprint, seed)
+
+
+def forget_failures(experiment: Experiment, plan: Plan, data: Data) -> int:
+    """How many failed evaluations were taken out of the ledger, so that they are run again."""
+    ledger, forgotten = Ledger(experiment.workspace), 0
+    for _, evaluation in planned_evaluations(plan, experiment, data):
+        record = ledger.get(evaluation.key)
+        if record is not None and record["state"] == "failed":
+            ledger.remove(evaluation.key)
+            forgotten += 1
+    return forgotten
+
+
+def status(workspace: Path, directory: Path) -> dict[str, Any]:
+    """How far a study is, from the ledger alone; a running one is not disturbed. What `status --json` prints.
+
+    state: "running", "finished", or "interrupted" (not at its end, and no driver alive).
+    """
+    ledger, planned = Ledger(workspace), json.loads((directory / "evaluations.json").read_text())["evaluations"]
+    done, failures, accuracies = 0, [], dict[str, list[float]]()
+    for row in planned:
+        record = ledger.get(row["key"])
+        if record is None:
+            continue
+        if record["state"] == "finished":
+            done += 1
+            accuracies.setdefault(row["candidate"], []).append(record["result"]["val_accuracy"])
+        else:
+            failures.append({"candidate": row["candidate"], "seed": row["seed"], "reason": record["reason"]})
+    means = {name: statistics.fmean(values) for name, values in accuracies.items() if name != BASELINE}
+    best = max(means, key=lambda name: means[name]) if means else None
+    left = len(planned) - done - len(failures)
+    complete = left == 0 and (directory / "result.json").exists()
+    return {
+        "study": directory.name,
+        "state": "running" if is_locked(directory) else "finished" if complete else "interrupted",
+        "evaluations": {"total": len(planned), "done": done, "failed": len(failures), "left": left},
+        "failures": failures,
+        "best": {"candidate": best, "val_accuracy_mean": means[best]} if best else None,
+        "directory": str(directory),
+    }
+
+
+def write_trials(experiment: Experiment, trained: Sequence[Trained]) -> None:
+    """Write trials.csv: a row an evaluation."""
+    from scalesearch.selection import trials_table
+
+    _write_csv(trials_table(trained), experiment.directory / "trials.csv")
+
+
+def write_answer(
+    experiment: Experiment,
+    trained: Sequence[Trained],
+    choice: Choice,
+    chosen: Candidate,
+    test: Mapping[str, Mapping[str, Any]],
+    family: Sequence[variants.Variant],
+) -> tuple[dict[str, Any], list[Path]]:
+    """Write tables, coefficients, variants and figures into the study's directory.
+
+    Returns what `run --json` prints, and the files and folders that belong to the answer.
+    """
+    import pandas as pd
+
+    from scalesearch.figures import draw_all
+
+    directory, coefficients = experiment.directory, chosen.coefficients
+    rows: dict[str, Any] = {row["candidate"]: row for row in choice.candidates.to_dict("records")}
+    tied = [rows[name] for name in choice.tied]
+    variants.write(family, coefficients, directory / "variants", rounding=experiment.rounding)
+    rows_of_family = variants.family_rows(family, coefficients, directory / "variants")
+    table = pd.DataFrame(rows_of_family)
+    _write_csv(choice.candidates, directory / "candidates.csv")
+    _write_csv(choice.comparisons, directory / "comparisons.csv")
+    _write_csv(table, directory / "family.csv")
+    write_atomic(
+        directory / "coefficients.yaml",
+        config.to_yaml(
+            {
+                "alpha": coefficients.alpha,
+                "beta": coefficients.beta,
+                "gamma": coefficients.gamma,
+                "rounding": experiment.rounding.name,
+                "study": experiment.study,
+                "tied": {row["candidate"]: json.loads(row["triples"]) for row in tied},
+            }
+        ).encode(),
+    )
+    title = experiment.study
+    draw_all({"candidates": choice.candidates, "family": table}, directory / "figures", title=title)
+
+    def scores(name: str) -> dict[str, Any]:
+        row = rows[name]
+        return {
+            "val_accuracy_mean": _finite(row["val_accuracy_mean"]),
+            "val_accuracy_std": _finite(row["val_accuracy_std"]),
+            "val_accuracy_low": _finite(row["val_accuracy_low"]),
+            "val_accuracy_high": _finite(row["val_accuracy_high"]),
+            "seeds": int(row["num_seeds"]),
+        }
+
+    failed = sum(one.outcome.result is None for one in trained)
+    reused = sum(one.outcome.reused and one.outcome.result is not None for one in trained)
+    answer = {
+        "study": experiment.study,
+        "chosen": {
+            "id": chosen.id,
+            **point(coefficients, chosen.ratio),
+            "triples": [[t.alpha, t.beta, t.gamma] for t in chosen.triples],
+            **scores(chosen.id),
+            "tied_with": [
+                {"id": row["candidate"], "alpha": row["alpha"], "beta": row["beta"], "gamma": row["gamma"]}
+                for row in tied
+            ],
+        },
+        "test_accuracy": {"chosen": test[chosen.id], "baseline": test[BASELINE]},
+        "baseline": {
+            **{key: rows[BASELINE][key] for key in ("macs", "params", "activations", "depth", "resolution")},
+            **scores(BASELINE),
+        },
+        "evaluations": {"trained": len(trained) - failed - reused, "reused": reused, "failed": failed},
+        "variants": rows_of_family,
+        "directory": str(directory),
+    }
+    write_atomic(directory / "result.json", json.dumps(answer, indent=1, allow_nan=False).encode())
+    names = ("coefficients.yaml", "trials.csv", "candidates.csv", "comparisons.csv", "family.csv", "result.json")
+    return answer, [directory / name for name in (*names, "figures", "variants")]
+
+
+def chosen(directory: Path) -> tuple[Network, Rounding, Coefficients]:
+    """Baseline, rounding and chosen coefficients of a study.
+
+    Errors: ValueError where it has not come to a choice, or its files were damaged.
+    """
+    if not (directory / "coefficients.yaml").exists():
+        raise ValueError(f"study {directory.name!r} has not come to a choice yet; see: scalesearch status")
+    try:
+        settings = config.from_yaml(directory / "settings.yaml")
+        values = config.from_yaml(directory / "coefficients.yaml")
+        coefficients = Coefficients(*(values[name] for name in ("alpha", "beta", "gamma")))
+        return config.load_baseline(settings), Rounding(**settings["rounding"]), coefficients
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the files of study {directory.name!r} are damaged ({error}); run it again") from None
+
+
+def candidate_values(candidate: Candidate) -> dict[str, Any]:
+    """A candidate as `plan --json` prints it."""
+    return {
+        "id": candidate.id,
+        "triples": [[t.alpha, t.beta, t.gamma] for t in candidate.triples],
+        "product": round(candidate.coefficients.product, 6),
+        "macs": candidate.cost.macs,
+        "macs_ratio": candidate.ratio,
+        "params": candidate.cost.params,
+        "activations": candidate.cost.activations,
+        "depth": candidate.network.depth,
+        "resolution": candidate.network.resolution,
+    }
+
+
+def point(coefficients: Coefficients, ratio: float | None = None) -> dict[str, float]:
+    """Coefficients with their nominal product and, where it is known, the counted ratio."""
+    values = {"alpha": coefficients.alpha, "beta": coefficients.beta, "gamma": coefficients.gamma}
+    values["product"] = round(coefficients.product, 6)
+    return values if ratio is None else values | {"macs_ratio": ratio}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _write_csv(table: pd.DataFrame, path: Path) -> None:
+    write_atomic(path, table.to_csv(index=False).encode())

@@ -1,0 +1,202 @@
+"""What a study tells MLflow: one run for the command, a child for each candidate, a grandchild for each seed."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalesearch.data import Data
+from scalesearch.ledger import write_atomic
+from scalesearch.search import BASELINE, Candidate, Trained
+from scalesearch.tracking.tracker import Status, Tracker
+
+if TYPE_CHECKING:
+    from scalesearch.selection import Choice
+
+
+class StudyLog:
+    """The records of one command, as its search goes on; its run in MLflow ends however the search ends.
+
+    Args:
+        tracker: of the study; closed at the end.
+        params: of the command's run.
+        summary: its note, plain text.
+        source: where the data came from.
+    """
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        *,
+        study: str,
+        directory: Path,
+        seeds: int,
+        params: Mapping[str, object],
+        summary: str,
+        data: Data,
+        source: str,
+    ) -> None:
+        self._tracker, self._study, self._directory, self._seeds = tracker, study, directory, seeds
+        self._parent = f"run:{datetime.now(UTC).isoformat()}"
+        self._best = 0.0
+        self._begun: set[str] = set()
+        self._open = True
+        tracker.start_run(
+            self._parent,
+            name=f"run {study}",
+            params={**params, "seeds": seeds},
+            tags=_git_commit(),
+            note=f"`scalesearch run`\n\n```\n{summary}\n```",
+        )
+        known = data.description
+        tracker.log_dataset(
+            self._parent,
+            name=known.name,
+            digest=data.fingerprint,
+            source=source,
+            profile={"num_train": known.num_train, "num_val": known.num_val, "num_test": known.num_test},
+        )
+        tracker.log_artifact(self._parent, directory / "settings.yaml")
+
+    def __enter__(self) -> StudyLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Whatever is still open was interrupted, or broken by an error."""
+        if self._open:
+            status: Status = "FAILED" if kind is None or issubclass(kind, Exception) else "KILLED"
+            for name in self._begun:
+                self._tracker.end_run(f"{self._parent}:{name}", "KILLED")
+            self._tracker.end_run(self._parent, status)
+            self._tracker.close(timeout=5)
+
+    def trained(self, one: Trained, so_far: Sequence[Trained]) -> None:
+        """A seed has come back: log it, and its candidate when that was the last one."""
+        candidate, outcome = one
+        child = f"{self._parent}:{candidate.id}"
+        if candidate.id not in self._begun:
+            self._begin(candidate)
+        grandchild = f"{child}:seed{outcome.evaluation.seed}"
+        self._tracker.start_run(
+            grandchild,
+            name=f"{candidate.id} seed {outcome.evaluation.seed}",
+            parent=child,
+            params={"seed": outcome.evaluation.seed},
+            tags={"key": outcome.evaluation.key, "reused": outcome.reused, "reason": outcome.reason},
+        )
+        if outcome.result is not None:
+            result = outcome.result
+            self._tracker.log_curve(grandchild, result.curve)
+            names = ("val_accuracy", "val_loss", "train_seconds", "images_per_second")
+            self._tracker.log_metrics(grandchild, {name: getattr(result, name) for name in names})
+        self._tracker.end_run(grandchild, "FAILED" if outcome.result is None else "FINISHED")
+        mine = [t.outcome.result for t in so_far if t.candidate.id == candidate.id]
+        if len(mine) == self._seeds:
+            self._end(candidate, [result for result in mine if result is not None], step=len(so_far))
+
+    def finished(
+        self, answer: Mapping[str, Any], chosen: Candidate, choice: Choice, *, files: Sequence[Path], weights: Path
+    ) -> str | None:
+        """The answer, on the command's own run, because MLflow's pages show children collapsed.
+
+        Returns one sentence where MLflow has not got all of it yet, else None.
+        """
+        tested = {chosen.id: answer["test_accuracy"]["chosen"], BASELINE: answer["test_accuracy"]["baseline"]}
+        for name, test in tested.items():
+            if test["mean"] is not None:
+                self._tracker.log_metrics(f"{self._parent}:{name}", {"test_accuracy": test["mean"]})
+        values = answer["chosen"]
+        metrics = {
+            "best_val_accuracy": values["val_accuracy_mean"],
+            "val_accuracy": values["val_accuracy_mean"],
+            "val_accuracy_std": values["val_accuracy_std"],
+            "test_accuracy": tested[chosen.id]["mean"],
+            "num_tied": len(choice.tied),
+            **_costs(chosen),
+        }
+        self._tracker.log_metrics(self._parent, {key: value for key, value in metrics.items() if value is not None})
+        coefficients = {name: values[name] for name in ("alpha", "beta", "gamma", "product")}
+        self._tracker.log_params(self._parent, {f"chosen.{key}": value for key, value in coefficients.items()})
+        tags = {**coefficients, "chosen": chosen.id, "tied": ", ".join(choice.tied)}
+        self._tracker.set_tags(self._parent, tags)
+        for path in files:
+            self._tracker.log_artifact(self._parent, path)
+        self._log_model(chosen, weights)
+        self._tracker.end_run(self._parent, "FINISHED")
+        self._open = False
+        return self._tracker.close(timeout=60)
+
+    def _begin(self, candidate: Candidate) -> None:
+        self._begun.add(candidate.id)
+        child, coefficients = f"{self._parent}:{candidate.id}", candidate.coefficients
+        self._tracker.start_run(
+            child,
+            name=candidate.id,
+            parent=self._parent,
+            params={
+                "alpha": coefficients.alpha,
+                "beta": coefficients.beta,
+                "gamma": coefficients.gamma,
+                "phi": 0 if candidate.id == BASELINE else 1,
+                "product": round(coefficients.product, 6),
+                "resolution": candidate.network.resolution,
+                "depth": candidate.network.depth,
+            },
+            tags={"triples": json.dumps([[t.alpha, t.beta, t.gamma] for t in candidate.triples])},
+        )
+        self._tracker.log_metrics(child, _costs(candidate))
+
+    def _end(self, candidate: Candidate, results: Sequence[Any], *, step: int) -> None:
+        self._begun.discard(candidate.id)
+        child = f"{self._parent}:{candidate.id}"
+        if results:
+            accuracies = [result.val_accuracy for result in results]
+            metrics = {
+                "val_accuracy": statistics.fmean(accuracies),
+                "train_seconds": sum(result.train_seconds for result in results),
+            }
+            if len(accuracies) > 1:
+                metrics["val_accuracy_std"] = statistics.stdev(accuracies)
+            self._tracker.log_metrics(child, metrics)
+            if candidate.id != BASELINE:
+                self._best = max(self._best, metrics["val_accuracy"])
+                self._tracker.log_metrics(self._parent, {"best_so_far": self._best}, step=step)
+        self._tracker.end_run(child, "FINISHED" if results else "FAILED")
+
+    def _log_model(self, chosen: Candidate, weights: Path) -> None:
+        """The chosen network as it was trained, as a registered model with a signature."""
+        path = self._directory / "model" / "network.yaml"
+        network = replace(chosen.network, name=f"{self._study}-{chosen.id}")
+        write_atomic(path, network.to_yaml(comment=f"the chosen network of study {self._study}").encode())
+        self._tracker.log_model(
+            self._parent,
+            name=self._study,
+            variant=path,
+            weights=weights,
+            input_shape=(network.in_channels, network.resolution, network.resolution),
+            output_shape=(network.num_classes,),
+        )
+
+
+def _costs(candidate: Candidate) -> dict[str, float]:
+    return {
+        "macs": candidate.cost.macs,
+        "macs_ratio": candidate.ratio,
+        "params": candidate.cost.params,
+        "activations": candidate.cost.activations,
+    }
+
+
+def _git_commit() -> dict[str, str]:
+    """The commit of the directory the command was given in, as the tag that MLflow shows; none outside of git."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return {"mlflow.source.git.commit": found.stdout.strip()} if found.returncode == 0 else {}

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scalesearch.network import Network, Stage, from_table, load
+
+TABLE: dict[str, Any] = {
+    "resolution": 32,
+    "activation": "relu6",
+    "stem": {"block": "conv_norm", "channels": 8, "stride": 2},
+    "stages": [
+        {"block": "mbconv", "channels": 16, "repeats": 2, "expand": 4},
+        {"block": "mbconv", "channels": 24, "repeats": 3, "kernel": 5, "stride": 2, "expand": 6},
+    ],
+    "head": {"block": "conv_norm", "channels": 64, "kernel": 1},
+}
+
+
+def table(row: str = "", **changes: object) -> dict[str, Any]:
+    """TABLE with fields of the network changed, or those of one row: "stem", "head", or the index of a stage."""
+    stages = [dict(stage) for stage in TABLE["stages"]]
+    new = {**TABLE, "stages": stages, "stem": dict(TABLE["stem"]), "head": dict(TABLE["head"])}
+    part = stages[int(row)] if row.isdigit() else new[row] if row else new
+    part.update(changes)
+    return new
+
+
+def without(field: str, row: str = "") -> dict[str, Any]:
+    new = table()
+    del (new["stages"][int(row)] if row.isdigit() else new[row] if row else new)[field]
+    return new
+
+
+stages = st.builds(
+    Stage,
+    block=st.sampled_from(["mbconv", "preact_bottleneck", "conv_norm"]),
+    channels=st.integers(1, 4096),
+    repeats=st.integers(1, 40),
+    kernel=st.sampled_from([1, 3, 5, 7]),
+    stride=st.sampled_from([1, 2]),
+    expand=st.one_of(st.integers(1, 8), st.floats(1 / 64, 64)),
+    squeeze_excite=st.one_of(st.just(0.0), st.floats(1 / 64, 1)),
+)
+networks = st.builds(
+    Network,
+    name=st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_ .+-]{0,20}", fullmatch=True),
+    resolution=st.integers(256, 1024),
+    stem=stages,
+    stages=st.lists(stages, min_size=1, max_size=5).map(tuple),
+    head=stages,
+    activation=st.sampled_from(["relu", "relu6", "silu", "hardswish", "gelu"]),
+    in_channels=st.integers(1, 4),
+    num_classes=st.integers(1, 1000),
+    dropout=st.floats(0, 0.99),
+)
+
+
+def test_every_baseline_survives_its_own_yaml(baseline: Network, tmp_path: Path) -> None:
+    path = tmp_path / "again.yaml"
+    path.write_text(baseline.to_yaml(comment="two lines\n\nof comment: # yes"))
+    again = load(path)
+    assert again == baseline
+    assert again.name == baseline.name
+    assert again.table() == baseline.table()
+
+
+def test_baseline_files_are_named_as_their_networks(baselines: dict[str, Network]) -> None:
+    assert {stem: network.name for stem, network in baselines.items()} == {stem: stem for stem in baselines}
+
+
+@given(networks)
+def test_any_network_survives_its_own_yaml(network: Network) -> None:
+    read = yaml.safe_load(network.to_yaml())
+    name = read.pop("name")
+    assert name == network.name
+    assert from_table(read, name=name) == network
+    assert from_table(network.table(), name="another") == network
+
+
+@pytest.mark.parametrize("name", ["yes", "3", "null", "1e3", "2026-01-01", "a - b", "ünï"])
+def test_a_name_that_yaml_would_read_as_something_else_survives(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "network.yaml"
+    path.write_text(from_table(TABLE, name=name).to_yaml(), encoding="utf-8")
+    assert load(path).name == name
+
+
+def test_networks_are_equal_whatever_their_names_and_however_numbers_are_written() -> None:
+    one = from_table(TABLE, name="one")
+    other = from_table(table("0", expand=4.0, kernel=3, squeeze_excite=0.0), name="other")
+    assert one == other
+    assert len({one, other}) == 1
+    assert one.table() == other.table()
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "value"),
+    [("", "resolution", 48), ("", "activation", "silu"), ("0", "expand", 3), ("stem", "kernel", 5), ("head", "channels", 8)],
+)
+def test_networks_that_differ_in_one_field_are_not_equal(row: str, field: str, value: object) -> None:
+    assert from_table(table(row, **{field: value}), name="net") != from_table(TABLE, name="net")
+
+
+def test_places_follow_the_forward_pass() -> None:
+    places = list(from_table(TABLE, name="net").places())
+    assert [place.name for place in places] == [
+        "stem",
+        *("stages.0.0", "stages.0.1"),
+        *("stages.1.0", "stages.1.1", "stages.1.2"),
+        "head",
+    ]
+    assert [place.in_channels for place in places] == [3, 8, 16, 16, 24, 24, 24]
+    assert [place.stride for place in places] == [2, 1, 1, 2, 1, 1, 1]
+    assert [place.in_resolution for place in places] == [32, 16, 16, 16, 8, 8, 8]
+    assert [place.resolution for place in places] == [16, 16, 16, 8, 8, 8, 8]
+
+
+def test_depth_and_total_stride_are_of_the_table() -> None:
+    network = from_table(TABLE, name="net")
+    assert network.depth == 5
+    assert network.total_stride == 4
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "value", "said"),
+    [
+        ("1", "stride", 3, r"stages\[1\]\.stride is 3; it must be 1, 2 or 4"),
+        ("1", "stride", 0, r"stages\[1\]\.stride is 0"),
+        ("1", "repeats", 0, r"stages\[1\]\.repeats is 0; it must be a whole number from 1"),
+        ("1", "repeats", 2.0, r"stages\[1\]\.repeats is 2\.0; it must be a whole number"),
+        ("1", "repeats", True, r"stages\[1\]\.repeats is True"),
+        ("0", "kernel", 4, r"stages\[0\]\.kernel is 4; it must be odd"),
+        ("0", "kernel", -1, r"stages\[0\]\.kernel is -1"),
+        ("stem", "channels", 10**9, r"stem\.channels is 1000000000; it must be a whole number from 1 to 65536"),
+        ("head", "channels", 0, r"head\.channels is 0"),
+        ("0", "channels", "16", r"stages\[0\]\.channels is '16'; it must be a whole number"),
+        ("0", "channels", None, r"stages\[0\]\.channels is None"),
+        ("0", "expand", float("nan"), r"stages\[0\]\.expand is nan; it must be a number from"),
+        ("0", "expand", float("inf"), r"stages\[0\]\.expand is inf"),
+        ("0", "expand", 0, r"stages\[0\]\.expand is 0"),
+        ("0", "expand", True, r"stages\[0\]\.expand is True"),
+        ("0", "squeeze_excite", 1.5, r"stages\[0\]\.squeeze_excite is 1\.5; it must be a number from .* to 1"),
+        ("0", "squeeze_excite", -0.25, r"stages\[0\]\.squeeze_excite is -0\.25"),
+        ("0", "block", 3, r"stages\[0\]\.block is 3; it must be the name of a block"),
+        ("0", "block", ["mbconv"], r"stages\[0\]\.block is \['mbconv'\]"),
+        ("0", "block", None, r"stages\[0\]\.block is None"),
+        ("0", "channel", 16, r"stages\[0\]\.channel is not a known field; did you mean 'channels'\?"),
+        ("0", "_target_", "os.system", r"stages\[0\]\._target_ is not a known field"),
+        ("", "resolution", 3, r"resolution is 3 px, smaller than the total stride 4: raise the resolution or drop"),
+        ("", "resolution", 10**6, r"resolution is 1000000; it must be"),
+        ("", "resolution", "224", r"resolution is '224'"),
+        ("", "activation", "rel", r"activation is 'rel'; did you mean 'relu"),
+        ("", "activation", ["relu"], r"activation is \['relu'\]"),
+        ("", "dropout", 1, r"dropout is 1; it must be a number from 0 to 0\.99"),
+        ("", "dropout", float("nan"), r"dropout is nan"),
+        ("", "num_classes", 0, r"num_classes is 0"),
+        ("", "in_channels", 0, r"in_channels is 0"),
+        ("", "stages", [], r"stages is empty; a network needs one row at least"),
+        ("", "stages", 3, r"stages is 3; it must be a list of rows"),
+        ("", "stages", {"block": "mbconv"}, r"stages is \{.*\}; it must be a list of rows"),
+        ("", "stages", ["mbconv"], r"stages\[0\] is 'mbconv'; it must be a row such as"),
+        ("", "stem", None, r"stem is None; it must be a row"),
+        ("", "stage", [], r"stage is not a known field; did you mean 'stages'\? \(known: .*resolution"),
+        ("", "proxy", {}, r"proxy is not a known field"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_row_and_field(row: str, field: str, value: object, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^baseline 'net': {said}"):
+        from_table(table(row, **{field: value}), name="net")
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "where"),
+    [
+        *(("", field, "") for field in ("resolution", "stem", "stages", "head", "activation")),
+        *(("1", field, r"stages\[1\]\.") for field in ("block", "channels")),
+        ("stem", "channels", r"stem\."),
+        ("head", "block", r"head\."),
+    ],
+)
+def test_a_missing_field_is_named_with_its_row(row: str, field: str, where: str) -> None:
+    with pytest.raises(ValueError, match=f"^baseline 'net': {where}{field} is missing$"):
+        from_table(without(field, row), name="net")
+
+
+@pytest.mark.parametrize("name", ["", "../outside", "a/b", "/etc/x", ".hidden", "two\nlines", "x" * 201])
+def test_a_name_that_is_no_file_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="name is"):
+        from_table(TABLE, name=name)
+
+
+@pytest.mark.parametrize("text", ["", "just words", "- a\n- list\n", "3\n", "null\n"])
+def test_yaml_that_is_no_table_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "network.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"network\.yaml holds no table of a network"):
+        load(path)
+
+
+@pytest.mark.parametrize("data", [b"stem: [", b"a: b: c", b"\xff\xfe\x00", b"name: \x00", b"{[a]: 1, {}: 2}"])
+def test_a_file_that_cannot_be_read_is_named(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "network.yaml"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"cannot read the network in .*network\.yaml"):
+        load(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot read the network in .*none\.yaml"):
+        load(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "!!python/object/apply:pathlib.Path.touch [{path}]",
+        "!!python/object/apply:os.mkdir ['{path}']",
+        "!!python/object/new:os.mkdir ['{path}']",
+        "!!python/name:os.mkdir",
+    ],
+)
+def test_python_tags_are_refused_and_not_executed(tag: str, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    path = tmp_path / "network.yaml"
+    path.write_text(from_table(TABLE, name="net").to_yaml() + f"dropout: {tag.format(path=made)}\n")
+    with pytest.raises(ValueError, match="cannot read the network in"):
+        load(path)
+    assert not made.exists()
+
+
+def test_a_table_cannot_be_changed() -> None:
+    network = from_table(TABLE, name="net")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        network.resolution = 64  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        network.stem.channels = 64  # type: ignore[misc]
