@@ -5,11 +5,14 @@ Only the standard library is imported here, so that `--help` is quick; a command
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import signal
 import sys
-from collections.abc import Callable
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -35,31 +38,38 @@ INTERRUPTED, TERMINATED = 130, 143
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run one command line and exit with its code; see docs/architecture.md for what each means."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough
+        _discard_output()
+        code = DONE
+    except KeyboardInterrupt:
+        code = _fail("interrupted", INTERRUPTED)
+    sys.exit(code)
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_usage())
-        sys.exit(DONE if arguments else USAGE)
-    if arguments[0] == "--version":
+        print(_usage(), file=sys.stdout if arguments else sys.stderr)
+        return DONE if arguments else USAGE
+    if "--version" in arguments:
         from scalesearch import __version__
 
         print(f"scalesearch {__version__}")
-        sys.exit(DONE)
-    if arguments[0] == "-sc":  # shell completion: Hydra completes what stands after the command
-        line = os.environ.get("COMP_LINE", "").split(" ", 2)
-        command = line[1] if len(line) > 2 and line[1] in COMMANDS else "run"
-        if len(line) > 2:
-            os.environ["COMP_LINE"] = f"{line[0]} {line[2]}"
-        sys.exit(_hydra(command, arguments, lambda composed: DONE))
+        return DONE
+    if arguments[0] == "-sc":
+        return _complete(arguments)
     command, *rest = arguments
     if command not in COMMANDS:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        sys.exit(_fail(f"{command!r} is not a command{hint} (known: {', '.join(COMMANDS)})", USAGE))
+        return _fail(f"{command!r} is not a command{hint} (known: {', '.join(COMMANDS)})", USAGE)
     as_json = "--json" in rest
     rest = [word for word in rest if word != "--json"]
     if as_json and command not in JSON_COMMANDS:
-        sys.exit(_fail(f"{command} has no --json; these have: {', '.join(JSON_COMMANDS)}", USAGE))
-    sys.exit(_hydra(command, rest, lambda composed: _carry_out(command, composed, as_json)))
+        return _fail(f"{command} has no --json; these have: {', '.join(JSON_COMMANDS)}", USAGE)
+    return _hydra(command, rest, lambda composed: _carry_out(command, composed, as_json))
 
 
 def conf_dir() -> Path:
@@ -85,27 +95,81 @@ def _usage() -> str:
     )
 
 
+def _complete(arguments: list[str]) -> int:
+    """Shell completion: the command is completed here, and by Hydra what stands after it."""
+    program, *words = os.environ.get("COMP_LINE", "").split(" ", 2)
+    if len(words) == 1:
+        print(" ".join(name for name in COMMANDS if name.startswith(words[0])))
+        return DONE
+    if words:
+        os.environ["COMP_LINE"] = f"{program} {words[1]}"
+    sys.argv = ["scalesearch", *arguments]
+    return _compose(_primary(words[0] if words else "run"), lambda composed: DONE)
+
+
 def _hydra(command: str, arguments: list[str], task: Callable[[DictConfig], int]) -> int:
     """Compose the configuration with a real `hydra.main` and carry out the task: the highest code of its jobs."""
+    from hydra._internal.utils import get_args_parser
+
+    parser: Any = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:  # argparse would print its usage as well
+        raise ValueError(f"{message}; see: scalesearch {command} --help")
+
+    parser.error = refuse
+    try:
+        overrides: list[str] = parser.parse_intermixed_args(arguments).overrides
+        options = _without(arguments, overrides)
+        parsed = parser.parse_args([*options, *overrides])  # Hydra itself wants the options together
+    except ValueError as error:
+        return _fail(str(error), USAGE)
+    if nameless := [word for word in overrides if word.startswith("=")]:
+        return _fail(_cannot_read(nameless[0]), USAGE)
+    if parsed.experimental_rerun is not None:
+        return _fail("--experimental-rerun is not offered: it would unpickle a file", USAGE)
+    if parsed.shell_completion:
+        return _fail('shell completion is set up by: eval "$(scalesearch -sc install=bash)"', USAGE)
+    with tempfile.TemporaryDirectory() as scratch:  # a sweep keeps a copy of its settings, which nobody asked for
+        sweep = [f"hydra.sweep.dir='{scratch}'"] if parsed.multirun else []
+        sys.argv = [f"scalesearch {command}", *options, *sweep, *overrides]
+        return _compose(_primary(command), task, overrides)
+
+
+def _without(arguments: list[str], overrides: list[str]) -> list[str]:
+    """The arguments but the overrides; of equal words the later is the override, as in `--config-dir a a`."""
+    left = arguments[::-1]
+    for word in overrides:
+        left.remove(word)
+    return left[::-1]
+
+
+def _primary(command: str) -> str:
+    return {"plan": "run", "retry": "run"}.get(command, command if command in COMMANDS else "run")
+
+
+def _compose(primary: str, task: Callable[[DictConfig], int], overrides: Sequence[str] = ()) -> int:
     import hydra
     from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     codes = [DONE]
-    primary = {"plan": "run", "retry": "run"}.get(command, command)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, and we say it in one message
-    sys.argv = [f"scalesearch {command}", *arguments]
 
     def job(composed: DictConfig) -> None:
         codes.append(task(composed))
+        if codes[-1] in (INTERRUPTED, TERMINATED):
+            raise SystemExit(codes[-1])  # the other jobs of a sweep as well
 
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=primary)(job)()
-    except (HydraException, OmegaConfBaseException) as error:
-        return _fail(_said_plainly(error, primary), USAGE)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except SystemExit as error:  # Hydra's argument parser
+    except BrokenPipeError:
+        raise
+    except HydraException as error:  # first: one of them is an OSError as well
+        return _fail(_said_plainly(error, primary, overrides), USAGE)
+    except OSError as error:
+        return _fail(_said(error), ENVIRONMENT)
+    except Exception as error:  # a job lets none out: Hydra's refusals, which are of many types, YAML's among them
+        return _fail(_said_plainly(error, primary, overrides), USAGE)
+    except SystemExit as error:
         return error.code if isinstance(error.code, int) else USAGE
     return max(codes)
 
@@ -127,15 +191,23 @@ def _carry_out(command: str, composed: DictConfig, as_json: bool) -> int:
         return _fail(str(error), LOCKED)
     except ValueError as error:
         return _fail(str(error), USAGE)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
+    except (BrokenPipeError, SystemExit):  # rich makes the one into the other
+        _discard_output()
+        if command in ("run", "retry"):
+            return _fail(
+                "standard output was closed; what is finished is kept, and the same command goes on", ENVIRONMENT
+            )
         return DONE
-    except (OSError, RuntimeError) as error:
-        return _fail(str(error) or type(error).__name__, ENVIRONMENT)
+    except (OSError, RuntimeError, MemoryError) as error:
+        return _fail(_said(error), ENVIRONMENT)
     except KeyboardInterrupt:
         return _fail("interrupted; what is finished is kept, and the same command goes on from there", INTERRUPTED)
     except _Terminated:
         return _fail("terminated; what is finished is kept, and the same command goes on from there", TERMINATED)
+    except Exception as error:  # a library's own kind of error, or a fault of ours: where it was is said as well
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name}, line {last.lineno}"
+        return _fail(f"{type(error).__name__} in {where}: {' '.join(str(error).split())}", ENVIRONMENT)
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -144,37 +216,67 @@ class _Terminated(BaseException):
     """SIGTERM, as something that `finally` and `with` blocks see."""
 
 
+def _discard_output() -> None:
+    """Standard output to nowhere: the interpreter flushes it at exit, and would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _said(error: BaseException) -> str:
+    """An error of the environment in words: "/disk/full: No space left on device" without its number."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
 def _fail(message: str, code: int) -> int:
     print(f"scalesearch: {message}", file=sys.stderr)
     return code
 
 
-def _said_plainly(error: Exception, primary: str) -> str:
+def _said_plainly(error: Exception, primary: str, overrides: Sequence[str]) -> str:
     """Hydra's complaint in one message, with the nearest known word."""
     import re
 
+    from hydra.errors import OverrideParseException
+
     text = str(error)
+    if isinstance(error, OverrideParseException):
+        return _cannot_read(error.override)
     if missing := re.search(
         r"Could not (?:override|append to config\. An item is already at|delete from config\.) ?'?([^'\s]+)'?", text
     ):
         key = missing[1].rstrip(".")
         if "append" in text.split(".")[0]:
             return f"{key!r} is there already; leave the '+' away: {key}=VALUE"
-        return f"{key!r} is not a known key{_near(key, _keys(primary))}"
+        known = _keys(primary, overrides)
+        return f"{key!r} is needed" if key in known else f"{key!r} is not a known key{_near_key(key, known)}"
+    if twice := re.match(r"(\S+) appears more than once in the final defaults list", text):
+        return f"{twice[1]!r} is there already; leave the '+' away: {twice[1]}=CHOICE"
     if choice := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, name = choice.groups()
-        known = re.search(r"Available options in '[^']+':\n((?:\t.*\n?)+)", text)
-        names = [line.strip() for line in known[1].splitlines()] if known else []
+        listed = re.search(r"Available options in '[^']+':\n((?:\t.*\n?)+)", text)
+        names = [line.strip() for line in listed[1].splitlines()] if listed else []
         return f"{group}={name}: there is no {group} {name!r}{_near(name, names)}"
     if "Ambiguous value" in text:
         first = re.search(r"argument '([^']+)'", text)
         return f"{first[1] if first else 'an override'}: several values need --multirun (a list is written [1,2,3])"
+    if "Config group override must be a string" in text:
+        groups = [word for word in overrides if "." not in word.split("=")[0]]
+        return f"a group takes the name of a choice, such as baseline=mobilenetv2; given: {' '.join(groups)}"
+    if "Cannot find primary config" in text:
+        return text.split(". ")[0]
     return " ".join(line.strip() for line in text.splitlines() if line.strip() and "full_key" not in line)
 
 
-def _keys(primary: str) -> list[str]:
-    """Every dotted key, and every group, of a command's configuration."""
+def _cannot_read(override: str) -> str:
+    return f"cannot read {override!r}; write key=value, and quote a value of other signs: \"key='a=b'\""
+
+
+def _keys(primary: str, overrides: Sequence[str]) -> list[str]:
+    """Every dotted key, and every group, of a command's configuration, with the groups' choices of the user."""
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
     def walk(values: Any, prefix: str) -> list[str]:
@@ -182,15 +284,28 @@ def _keys(primary: str) -> list[str]:
             return []
         return [key for name, value in values.items() for key in (prefix + name, *walk(value, f"{prefix}{name}."))]
 
-    from hydra.core.global_hydra import GlobalHydra
-
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return walk(OmegaConf.to_container(hydra.compose(primary)), "")
+        plain = hydra.compose(primary)
+        groups = [word for word in overrides if word.partition("=")[0] in plain]
+        with contextlib.suppress(HydraException, ValueError):  # a choice of the user's own directory, say
+            plain = hydra.compose(primary, overrides=groups)
+        return walk(OmegaConf.to_container(plain), "")
 
 
-def _near(word: str, known: list[str]) -> str:
+def _near_key(key: str, known: list[str]) -> str:
+    """As `_near`, by the parts of a dotted key: `data.rot` is near to keys of `data`, `epochs` is `recipe.epochs`."""
+    group, _, last = key.rpartition(".")
+    if group in known:
+        return _near(last, [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == group], f"{group}.")
+    if not group and not difflib.get_close_matches(key, [name for name in known if "." not in name], cutoff=0.5):
+        same = [name for name in known if name.rpartition(".")[2] == key]
+        return f"; did you mean {same[0]!r}?" if same else _near(key, [name for name in known if "." not in name])
+    return _near(key, known)
+
+
+def _near(word: str, known: list[str], group: str = "") -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if close:
-        return f"; did you mean {close[0]!r}?"
-    return f" (known: {', '.join(name for name in known if '.' not in name)})" if known else ""
+        return f"; did you mean {group + close[0]!r}?"
+    return f" (known: {', '.join(group + name for name in known)})" if known else ""

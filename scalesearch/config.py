@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import io
 import json
 import math
 import re
@@ -20,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
@@ -59,6 +61,8 @@ class Tracking:
     def __post_init__(self) -> None:
         if self.name not in ("mlflow", "none"):
             raise ValueError(f"tracking.name is {self.name!r}; known: mlflow, none")
+        if self.uri is not None and not self.uri.strip():
+            raise ValueError(f"tracking.uri is {self.uri!r}; it must be null or the URI of an MLflow")
 
 
 @dataclass(frozen=True)
@@ -116,12 +120,7 @@ def load_experiment(composed: DictConfig) -> Experiment:
     values = _plain(composed, (*_GROUPS, "study", "workspace", "phis"))
     recipe = dict(_mapping(values, "recipe"))
     seeds = _number(recipe.pop("seeds", None), "recipe.seeds", int, 1, 1000)
-    executor = dict(_mapping(values, "executor"))
-    executor_name = str(executor.pop("name", None))
-    if executor_name not in EXECUTORS:
-        raise ValueError(f"executor.name is {executor_name!r}{_nearest(executor_name, EXECUTORS)}")
-    executor["workers"] = _optional(executor.get("workers"), "executor.workers", 1, 4096)
-    executor["threads"] = _number(executor.get("threads"), "executor.threads", int, 1, 1024)
+    executor_name, executor = _executor(_mapping(values, "executor"))
     budget = _section(Budget, values, "budget")
     _number(budget.macs_ratio, "budget.macs_ratio", float, 1e-3, 1e6)
     _number(budget.tolerance, "budget.tolerance", float, 0, 1e6)
@@ -152,16 +151,19 @@ def load_experiment(composed: DictConfig) -> Experiment:
 
 def decisive_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """What makes two searches different studies: all but seeds, phis, and where and how they run."""
-    parts = {key: values[key] for key in ("baseline", "proxy", "rounding", "budget", "grid", "search")}
-    recipe = {key: value for key, value in values["recipe"].items() if key != "seeds"}
-    data = {key: value for key, value in values["data"].items() if key != "cache"}
+    parts = {key: _mapping(values, key) for key in ("baseline", "proxy", "rounding", "budget", "grid", "search")}
+    recipe = {key: value for key, value in _mapping(values, "recipe").items() if key != "seeds"}
+    data = {key: value for key, value in _mapping(values, "data").items() if key != "cache"}
     return json.loads(json.dumps(parts | {"recipe": recipe, "data": data}))  # type: ignore[no-any-return]
 
 
 def load_baseline(values: Mapping[str, Any]) -> Network:
     """The network of the group `baseline`, its blocks checked."""
     table = dict(_mapping(values, "baseline"))
-    network = from_table({k: v for k, v in table.items() if k != "name"}, name=str(table.get("name", "baseline")))
+    name = table.pop("name", None)
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"baseline.name is {name!r}; it must be a name, such as mobilenetv2")
+    network = from_table(table, name=name)
     cost(network)  # refuses a block that nobody knows
     return network
 
@@ -235,7 +237,7 @@ class StudyQuestion:
 
 def load_study(composed: DictConfig) -> StudyQuestion:
     """The checked question of `status`, `ui` and `sync`."""
-    values = _plain(composed, ("study", "workspace", "tracking", "port", "rebuild"))
+    values = _plain(composed, ("study", "workspace"), optional=("tracking", "port", "rebuild"))
     rebuild = values.get("rebuild", False)
     if not isinstance(rebuild, bool):
         raise ValueError(f"rebuild is {rebuild!r}; it must be true or false")
@@ -249,6 +251,7 @@ def load_study(composed: DictConfig) -> StudyQuestion:
 
 
 def study_directory(workspace: Path, study: str) -> Path:
+    """Where a study keeps its tables, figures and settings; it may not be there yet."""
     return workspace / "studies" / study
 
 
@@ -273,26 +276,39 @@ def find_study(workspace: Path, study: str | None) -> Path:
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
+    """Plain values as YAML, which `from_yaml` reads back."""
     return OmegaConf.to_yaml(OmegaConf.create(dict(values)))
 
 
 def from_yaml(path: Path) -> dict[str, Any]:
-    """Plain values of a YAML file that this program wrote; interpolations are not resolved."""
-    loaded = OmegaConf.to_container(OmegaConf.load(path))
+    """Plain values of a YAML file that this program wrote; interpolations are not resolved, tags are refused.
+
+    Errors: ValueError that names the file where it holds anything else.
+    """
+    content = path.read_bytes()
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(io.StringIO(content.decode())))
+    except (ValueError, OSError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path} is damaged, or was edited ({said})") from None
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds no settings; it may have been edited")
     return typing.cast("dict[str, Any]", loaded)
 
 
-def _plain(composed: DictConfig, known: tuple[str, ...]) -> dict[str, Any]:
+def _plain(composed: DictConfig, required: tuple[str, ...], *, optional: tuple[str, ...] = ()) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ValueError(str(error).splitlines()[0]) from None
     plain = typing.cast("dict[str, Any]", values)
+    known = (*required, *optional)
     for key in plain:
         if key not in known:
-            raise ValueError(f"{key!r} is not a known key{_nearest(key, known)}")
+            raise ValueError(f"{key!r} is not a known key{_nearest(str(key), known)}")
+    for key in required:
+        if key not in plain:
+            raise ValueError(f"{key} is missing")
     return plain
 
 
@@ -302,17 +318,30 @@ def _section(cls: type[Section], values: Mapping[str, Any], section: str) -> Sec
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     required = [f.name for f in fields if f.default is dataclasses.MISSING]
     _known({**given, **{f.name: None for f in fields if f.name not in required}}, [f.name for f in fields], section)
-    types = typing.get_type_hints(cls)
+    return cls(**_typed(given, typing.get_type_hints(cls), section))
+
+
+_PLAIN_WORDS = {
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "a string",
+    "a valid boolean": "true or false",
+    "an instance of Sequence": "a list",
+}
+
+
+def _typed(given: Mapping[str, Any], types: Mapping[str, Any], section: str) -> dict[str, Any]:
     for key, value in given.items():
         try:
             TypeAdapter(types[key]).validate_python(value, strict=True)
         except ValidationError as error:
             said = error.errors()[0]["msg"].removeprefix("Input should be ")
+            said = _PLAIN_WORDS.get(said, said)
             raise ValueError(f"{section}.{key} is {value!r}; it must be {said}") from None
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{section}.{key} is {value}; it must be finite")
     # 1 where a float belongs becomes 1.0: the two would be different keys in the ledger
-    return cls(**{key: float(value) if types[key] is float else value for key, value in given.items()})
+    return {key: float(value) if types[key] is float else value for key, value in given.items()}
 
 
 def _mapping(values: Mapping[str, Any], section: str) -> Mapping[str, Any]:
@@ -327,11 +356,32 @@ def _number(value: object, name: str, kind: type, low: float, high: float) -> An
     good = isinstance(value, int) or (kind is float and isinstance(value, float) and math.isfinite(value))
     if isinstance(value, bool) or not good or not low <= typing.cast("float", value) <= high:
         raise ValueError(f"{name} is {value!r}; it must be {whole} from {low:g} to {high:g}")
-    return value
+    return kind(value)
 
 
 def _optional(value: object, name: str, low: int, high: int) -> int | None:
     return None if value is None else typing.cast("int", _number(value, name, int, low, high))
+
+
+def _executor(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and keyword arguments, which are those that the executor's class takes."""
+    given = dict(values)
+    if "name" not in given:
+        raise ValueError("executor.name is missing")
+    name = str(given.pop("name"))
+    if name not in EXECUTORS:
+        raise ValueError(f"executor.name is {name!r}{_nearest(name, EXECUTORS)}")
+    types = typing.get_type_hints(EXECUTORS[name].__init__)
+    types = {key: kind for key, kind in types.items() if key not in ("return", "echo")}
+    _known(given, types, "executor")
+    checked = _typed(given, types, "executor")
+    _optional(checked["workers"], "executor.workers", 1, 4096)
+    _number(checked["threads"], "executor.threads", int, 1, 1024)
+    _number(checked.get("gpus_per_trial", 0), "executor.gpus_per_trial", float, 0, 1024)
+    for device in checked.get("devices", ()):
+        if not re.fullmatch(r"cuda:\d+", device, re.ASCII):
+            raise ValueError(f"executor.devices holds {device!r}; a device is written like 'cuda:0'")
+    return name, checked
 
 
 def _grid(values: Mapping[str, Any]) -> Grid:
@@ -349,7 +399,8 @@ def _axis(values: object, where: str) -> Axis:
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} is {values!r}; it must be start, stop and step")
     _known(values, ["start", "stop", "step"], where)
-    start, stop, step = (_decimal(values[key], f"{where}.{key}", 1e-4, 10) for key in ("start", "stop", "step"))
+    start, stop = (_decimal(values[key], f"{where}.{key}", 0.1, 10) for key in ("start", "stop"))
+    step = _decimal(values["step"], f"{where}.step", 1e-4, 10)
     if stop < start:
         raise ValueError(f"{where}.stop is {stop}, below its start {start}")
     return Axis(start, stop, step)
@@ -370,14 +421,20 @@ def _workspace(values: Mapping[str, Any]) -> Path:
     given = values.get("workspace")
     if not isinstance(given, str) or not given:
         raise ValueError(f"workspace is {given!r}; it must be the path of a directory")
+    if "\0" in given:
+        raise ValueError(f"workspace is {given!r}; it must be the path of a directory")
     path = Path(given).expanduser()
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"workspace is {given!r}, which is a file; it must be the path of a directory")
+    for part in (path, *path.parents):
+        if part.exists() and not part.is_dir():
+            which = "which" if part == path else f"where {part}"
+            raise ValueError(f"workspace is {given!r}, {which} is a file; it must be the path of a directory")
     return path
 
 
 def _study_name(name: object) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", str(name)):
+    # a number is a name as it stands, but true, 1e5 and 1.10 would not come out as they were written
+    whole = isinstance(name, int) and not isinstance(name, bool)
+    if not (isinstance(name, str) or whole) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", str(name)):
         raise ValueError(f"study is {name!r}; a name has letters, digits, '.', '_' and '-' only, 100 at most")
     return str(name)
 

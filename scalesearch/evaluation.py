@@ -9,14 +9,14 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from scalesearch.data import DataSpec
 from scalesearch.executor import LocalExecutor, RayExecutor
-from scalesearch.ledger import VERSION, Ledger, evaluation_key
+from scalesearch.ledger import VERSION, Claim, Ledger, evaluation_key
 from scalesearch.network import Network
 from scalesearch.training import Recipe, Result, run_specification, test_specification
 
@@ -65,10 +65,13 @@ class Evaluator:
 
         Evaluations are drawn only when a worker is free, so that a strategy may decide on what it has seen;
         None says that it waits for an outcome first. One that another live driver of this workspace is
-        training is waited for, not trained again.
+        training is waited for, not trained again. One that was stopped (Ctrl-C, a shut down executor) has not
+        failed and is not recorded.
+
+        Errors: CancelledError where the executor was shut down; RuntimeError where None comes and no outcome can.
         """
         source = iter(evaluations)
-        running: dict[Future[dict[str, Any]], tuple[Evaluation, Any]] = {}
+        running: dict[Future[dict[str, Any]], tuple[Evaluation, Claim]] = {}
         elsewhere: list[Evaluation] = []
         exhausted = False
         try:
@@ -87,27 +90,28 @@ class Evaluator:
                         claim.release()
                         yield outcome
                     else:
-                        running[self._submit(evaluation)] = (evaluation, claim)
+                        running[self._submit(evaluation, claim)] = (evaluation, claim)
                 for evaluation in list(elsewhere):
                     if (outcome := self._recorded(evaluation)) is not None:
                         elsewhere.remove(evaluation)
                         yield outcome
                     elif len(running) < self.slots and (claim := self._ledger.claim(evaluation.key)) is not None:
                         elsewhere.remove(evaluation)
-                        running[self._submit(evaluation)] = (evaluation, claim)
-                if not running and not elsewhere and exhausted:
-                    return
+                        running[self._submit(evaluation, claim)] = (evaluation, claim)
+                if not running and not elsewhere:
+                    if exhausted:
+                        return
+                    raise RuntimeError("the strategy waits for an outcome, but no evaluation is under way")
                 if not running:
-                    time.sleep(0.5 if elsewhere else 0.0)
+                    time.sleep(0.5)
                     continue
                 done, _ = wait(running, timeout=0.5 if elsewhere else None, return_when=FIRST_COMPLETED)
-                for future in done:
-                    evaluation, claim = running.pop(future)
-                    outcome = self._record(evaluation, future)
-                    claim.release()
-                    yield outcome
+                # All are recorded before any is yielded: the consumer may not come back for the second.
+                yield from [self._record(*running.pop(future), future) for future in done]
         finally:
-            for _, claim in running.values():
+            for future, (evaluation, claim) in running.items():
+                if future.done() and not future.cancelled() and future.exception() is None:
+                    self._record(evaluation, claim, future)
                 claim.release()
 
     def test(self, evaluations: Sequence[Evaluation]) -> list[dict[str, float]]:
@@ -119,7 +123,7 @@ class Evaluator:
         futures: dict[str, Future[dict[str, Any]]] = {}
         keys = [evaluation_key({"test_of": evaluation.key}) for evaluation in evaluations]
         for key, evaluation in zip(keys, evaluations, strict=True):
-            if self._ledger.get(key) is None:
+            if key not in futures and self._ledger.get(key) is None:
                 weights = self._ledger.weights_path(evaluation.key)
                 if not weights.exists():
                     raise ValueError(
@@ -128,12 +132,16 @@ class Evaluator:
                     )
                 futures[key] = self._executor.submit(test_specification, self._for_worker(evaluation))
         for key, evaluation in zip(keys, evaluations, strict=True):
-            if key in futures:
-                self._ledger.put(key, _record(key, {"test_of": evaluation.key}, "finished", futures[key].result()))
+            if (future := futures.pop(key, None)) is not None:
+                self._ledger.put(key, _record(key, {"test_of": evaluation.key}, "finished", future.result()))
         return [record["result"] for key in keys if (record := self._ledger.get(key)) is not None]
 
-    def _submit(self, evaluation: Evaluation) -> Future[dict[str, Any]]:
-        return self._executor.submit(run_specification, self._for_worker(evaluation))
+    def _submit(self, evaluation: Evaluation, claim: Claim) -> Future[dict[str, Any]]:
+        try:
+            return self._executor.submit(run_specification, self._for_worker(evaluation))
+        except BaseException:
+            claim.release()
+            raise
 
     def _for_worker(self, evaluation: Evaluation) -> dict[str, Any]:
         return evaluation.specification() | {
@@ -150,15 +158,18 @@ class Evaluator:
         result = Result.from_json(record["result"]) if record["state"] == "finished" else None
         return Outcome(evaluation, result, record["reason"] or "", reused=True)
 
-    def _record(self, evaluation: Evaluation, future: Future[dict[str, Any]]) -> Outcome:
+    def _record(self, evaluation: Evaluation, claim: Claim, future: Future[dict[str, Any]]) -> Outcome:
         key, specification = evaluation.key, evaluation.specification()
-        error = future.exception()
-        if error is not None:
-            self._ledger.put(key, _record(key, specification, "failed", None, reason=str(error)))
-            return Outcome(evaluation, None, str(error), reused=False)
-        answer = future.result()
-        self._ledger.put(key, _record(key, specification, "finished", answer["result"], answer["environment"]))
-        return Outcome(evaluation, Result.from_json(answer["result"]), "", reused=False)
+        with claim:
+            error = future.exception()  # raises CancelledError itself where the executor never began it
+            if isinstance(error, CancelledError):
+                raise error
+            if error is not None:
+                self._ledger.put(key, _record(key, specification, "failed", None, reason=str(error)))
+                return Outcome(evaluation, None, str(error), reused=False)
+            answer = future.result()
+            self._ledger.put(key, _record(key, specification, "finished", answer["result"], answer["environment"]))
+            return Outcome(evaluation, Result.from_json(answer["result"]), "", reused=False)
 
 
 _END: Any = object()

@@ -271,21 +271,19 @@ def _num_evaluations(plan: Plan, experiment: Experiment) -> int:
 
 
 def _expected_seconds(plan: Plan, experiment: Experiment) -> float:
-    """Seconds of the whole search, from timing a few steps of three of its networks in this process."""
-    ranked = sorted(plan.candidates, key=lambda candidate: candidate.network.depth)
-    timed = {c.id: c for c in (ranked[0], ranked[len(ranked) // 2], ranked[-1])}
-    began = time.perf_counter()
-    measured = [
-        seconds_per_image(c.network, experiment.recipe, budget_seconds=0.4) / c.cost.macs for c in timed.values()
-    ]
-    per_mac = sum(measured) / len(measured)
+    """Seconds of the whole search, from timing a few steps of two of its networks in this process."""
+    threads = int(experiment.executor["threads"])
+    workers = int(experiment.executor["workers"] or 0) or max(1, default_workers() // threads)
+    middle = sorted(plan.candidates, key=lambda candidate: candidate.network.depth)[len(plan.candidates) // 2]
+    timed = (plan.baseline, middle)
+    per_mac = sum(
+        seconds_per_image(c.network, experiment.recipe, threads=threads, budget_seconds=0.3) / c.cost.macs for c in timed
+    ) / len(timed)
+    # Scoring an image is a forward pass, a third of a training step.
     images = experiment.description.num_train * experiment.recipe.epochs + experiment.description.num_val / 3
     macs = sum(candidate.cost.macs for candidate in (plan.baseline, *plan.candidates)) * experiment.seeds
-    workers = int(experiment.executor["workers"] or 0) or max(
-        1, default_workers() // int(experiment.executor["threads"])
-    )
-    start = 2 * (time.perf_counter() - began) + 8  # workers that import torch; test split, figures, MLflow at the end
-    return per_mac * images * macs / min(workers, _num_evaluations(plan, experiment)) + start
+    overhead = 15.0  # workers that import torch, the test split, figures, what MLflow still has to write
+    return per_mac * images * macs / min(workers, _num_evaluations(plan, experiment)) + overhead
 
 
 def _log(experiment: Experiment, plan: Plan, data: Data) -> StudyLog:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 from scalesearch.network import MAX_REPEATS, Network, Stage
 
+MAX_FACTOR = 1e6  # no table can hold more; a larger number would be refused too, with all its digits
+
 
 @dataclass(frozen=True)
 class Coefficients:
@@ -113,8 +115,9 @@ def resize(
     name: str | None = None,
 ) -> Network:
     """The network with depth, width and resolution multiplied, each rounded by `rounding`."""
-    if not all(math.isfinite(factor) and factor > 0 for factor in (depth, width, resolution)):
-        raise ValueError(f"depth {depth}, width {width} and resolution {resolution} must be finite and above 0")
+    if not all(0 < factor <= MAX_FACTOR for factor in (depth, width, resolution)):
+        given = f"depth {depth:g}, width {width:g} and resolution {resolution:g}"
+        raise ValueError(f"{given} times a baseline's must be above 0, and {MAX_FACTOR:g} at most")
     repeats = round_depth([stage.repeats for stage in network.stages], depth, rule=rounding.depth)
 
     def wide(stage: Stage) -> int:

@@ -6,6 +6,7 @@ counted, held to the budget, and merged where they are the same network. `grid` 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Grid:
-    """Points (alpha, beta, gamma) and the constraint on their product, `product_tolerance` to either side."""
+    """Points (alpha, beta, gamma), and the constraint that their product is nearer to `product` than `product_tolerance`.
+
+    In exact decimals: (1.9, 1, 1) is 0.1 from 2 and therefore out at a tolerance of 0.1, whatever binary floats say.
+    """
 
     alpha: Axis
     beta: Axis
@@ -57,7 +61,7 @@ class Grid:
         ]
 
     def admits(self, alpha: Decimal, beta: Decimal, gamma: Decimal) -> bool:
-        return abs(alpha * beta**2 * gamma**2 - self.product) <= self.product_tolerance
+        return abs(alpha * beta**2 * gamma**2 - self.product) < self.product_tolerance
 
 
 @dataclass(frozen=True)
@@ -154,8 +158,9 @@ def grid(
     """
     import optuna
 
-    shown = _open_study(storage, study)
-    complete = {t.user_attrs.get("network") for t in shown.get_trials(states=(optuna.trial.TrialState.COMPLETE,))}
+    with _storing(storage):
+        shown = _open_study(storage, study)
+        complete = {t.user_attrs.get("network") for t in shown.get_trials(states=(optuna.trial.TrialState.COMPLETE,))}
     trials: dict[str, optuna.trial.Trial] = {}
     waiting: dict[str, int] = {}  # evaluations of a candidate that have not come back
     accuracies: dict[str, list[float]] = {}
@@ -165,7 +170,8 @@ def grid(
         for candidate in (plan.baseline, *plan.candidates):
             wanted = [Evaluation(candidate.network, recipe, data, seed) for seed in seeds]
             if candidate.id != BASELINE and wanted[0].key not in complete:
-                trials[candidate.id] = _ask(shown, space, candidate, network=wanted[0].key)
+                with _storing(storage):
+                    trials[candidate.id] = _ask(shown, space, candidate, network=wanted[0].key)
             waiting[candidate.id], accuracies[candidate.id] = len(wanted), []
             for evaluation in wanted:
                 owner.setdefault(evaluation, []).append(candidate)
@@ -180,16 +186,32 @@ def grid(
         trial = trials.get(candidate.id)
         if trial is None:
             continue
-        if outcome.result is not None:
-            trial.report(outcome.result.val_accuracy, step=outcome.evaluation.seed)
-        else:
-            trial.set_user_attr(f"failed_seed_{outcome.evaluation.seed}", outcome.reason)
-        if waiting[candidate.id] == 0:
-            values = accuracies[candidate.id]
-            if values:
-                shown.tell(trial, sum(values) / len(values))
+        with _storing(storage):
+            if outcome.result is not None:
+                trial.report(outcome.result.val_accuracy, step=outcome.evaluation.seed)
             else:
-                shown.tell(trial, state=optuna.trial.TrialState.FAIL)
+                trial.set_user_attr(f"failed_seed_{outcome.evaluation.seed}", outcome.reason)
+            if waiting[candidate.id] == 0:
+                values = accuracies[candidate.id]
+                if values:
+                    shown.tell(trial, sum(values) / len(values))
+                else:
+                    shown.tell(trial, state=optuna.trial.TrialState.FAIL)
+
+
+@contextlib.contextmanager
+def _storing(storage: str) -> Iterator[None]:
+    """Whatever Optuna's storage raises (a full disk, a damaged file) comes out as an OSError that names it."""
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        said = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise OSError(
+            f"Optuna's storage {storage} cannot be used: {said}. Free the disk, or delete that file, which only shows "
+            "the search; then the same command goes on"
+        ) from error
 
 
 def _open_study(storage: str, name: str) -> optuna.Study:

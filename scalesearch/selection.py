@@ -40,7 +40,7 @@ class Choice:
 def trials_table(trained: Sequence[Trained]) -> pd.DataFrame:
     """A row an evaluation, ordered by candidate and seed; accuracies are fractions, NaN where it failed."""
     rows = []
-    for candidate, outcome in trained:
+    for candidate, outcome in sorted(trained, key=_place):
         result = outcome.result
         rows.append(
             _columns(candidate)
@@ -54,7 +54,7 @@ def trials_table(trained: Sequence[Trained]) -> pd.DataFrame:
                 "reason": outcome.reason,
             }
         )
-    return pd.DataFrame(rows).sort_values(["candidate", "seed"], ignore_index=True)
+    return pd.DataFrame(rows)
 
 
 def select(trained: Sequence[Trained], *, confidence: float) -> Choice:
@@ -71,11 +71,11 @@ def select(trained: Sequence[Trained], *, confidence: float) -> Choice:
     """
     finished: dict[str, dict[int, Correct]] = {}
     known: dict[str, Candidate] = {}
-    for candidate, outcome in trained:
+    for candidate, outcome in sorted(trained, key=_place):  # a resumed search gives the same digits in the same rows
         known[candidate.id] = candidate
         if outcome.result is not None:
             finished.setdefault(candidate.id, {})[outcome.evaluation.seed] = outcome.result.correct
-    means = {name: float(np.mean([c.mean() for c in seeds.values()])) for name, seeds in finished.items()}
+    means = {name: _mean(seeds) for name, seeds in finished.items()}
     contenders = [name for name in means if name != BASELINE]
     if not contenders:
         raise ValueError("no candidate finished, so there is nothing to choose from; see the reasons above")
@@ -90,7 +90,7 @@ def select(trained: Sequence[Trained], *, confidence: float) -> Choice:
             corrected = min(1.0, p_value * (len(contenders) - 1))
             rows.append((name, difference, error, degrees, p_value, corrected))
     columns = ["candidate", "difference", "standard_error", "degrees_of_freedom", "p_value", "p_corrected"]
-    comparisons = pd.DataFrame(rows, columns=columns).sort_values("difference", ignore_index=True)
+    comparisons = pd.DataFrame(rows, columns=columns).sort_values(["difference", "candidate"], ignore_index=True)
     tied = tuple(comparisons.loc[comparisons["p_corrected"] > 1 - confidence, "candidate"])
 
     table = []
@@ -113,6 +113,15 @@ def select(trained: Sequence[Trained], *, confidence: float) -> Choice:
             }
         )
     return Choice(chosen, tied, pd.DataFrame(table), comparisons)
+
+
+def _place(trained: Trained) -> tuple[str, int]:
+    return trained.candidate.id, trained.outcome.evaluation.seed
+
+
+def _mean(seeds: Mapping[int, Correct]) -> float:
+    """The mean accuracy, counted in whole images: equal candidates must not differ in the last digit."""
+    return sum(int(c.sum()) for c in seeds.values()) / sum(len(c) for c in seeds.values())
 
 
 def _columns(candidate: Candidate) -> dict[str, Any]:
@@ -148,27 +157,35 @@ def _compare(
 ) -> tuple[float, float, float]:
     """(mean difference, its standard error, degrees of freedom) of two candidates.
 
-    The standard error adds the seeds' part, 2 deviation^2 / seeds, to the images' part: the variance component
-    of images in the table of differences (seed x image), of which the noise between seeds has been taken off.
+    The standard error adds the seeds' part, deviation^2 (1 / seeds + 1 / seeds), to the images' part: how much the
+    difference varies between images, of which the noise that the seeds leave in it has been taken off. The same
+    seed in two networks is no pair, so each network's noise is its own, and numbers of seeds may differ.
     """
-    shared = sorted(best.keys() & other.keys())
-    mean = float(np.mean([c.mean() for c in best.values()]) - np.mean([c.mean() for c in other.values()]))
+    mean = _mean(best) - _mean(other)
     if not freedom:
         return mean, math.nan, 0.0
     seeds_part = deviation**2 * (1 / len(best) + 1 / len(other))
-    images_part = 0.0
-    if len(shared) > 1:
-        table = np.stack([best[s].astype(np.float64) - other[s] for s in shared])  # (S, N), entries -1, 0, 1
-        num_seeds, num_images = table.shape
-        by_image = table.mean(0)
-        between = num_seeds * float(by_image.var(ddof=1))
-        rest = table - by_image - table.mean(1, keepdims=True) + table.mean()
-        within = float((rest**2).sum()) / ((num_seeds - 1) * (num_images - 1))
-        images_part = max(0.0, between - within) / (num_seeds * num_images)
+    (by_image, noise), (other_by_image, other_noise) = _by_image(best), _by_image(other)
+    between = float((by_image - other_by_image).var(ddof=1))
+    images_part = max(0.0, between - noise - other_noise) / len(by_image)
     variance = seeds_part + images_part
     # Satterthwaite: the images' part has as good as infinitely many degrees of freedom.
     degrees = freedom * (variance / seeds_part) ** 2 if seeds_part > 0 else math.inf
     return mean, math.sqrt(variance), degrees
+
+
+def _by_image(seeds: Mapping[int, Correct]) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
+    """(each image's mean over the seeds, its variance that is due to the seeds: the residual of image x seed).
+
+    With one seed that variance is not known; 0 then leaves it in the images' part, which errs to the safe side.
+    """
+    table = np.stack([c.astype(np.float64) for c in seeds.values()])  # (S, N)
+    num_seeds, num_images = table.shape
+    by_image = table.mean(0)
+    if num_seeds == 1:
+        return by_image, 0.0
+    rest = table - by_image - table.mean(1, keepdims=True) + table.mean()
+    return by_image, float((rest**2).sum()) / ((num_seeds - 1) * (num_images - 1)) / num_seeds
 
 
 def _one_sided(difference: float, error: float, degrees: float) -> float:

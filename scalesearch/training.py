@@ -16,9 +16,10 @@ import math
 import os
 import platform
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from scalesearch.cost import cost
 from scalesearch.data import Data, DataSpec, load
 from scalesearch.model import Convolution, build, layers
 from scalesearch.network import Network, from_table
@@ -76,15 +79,19 @@ class Recipe:
             ("mixup", 0, 10),
             ("ema", 0, 0.99999),
         ):
-            value = getattr(self, name)
+            value, whole = getattr(self, name), name in ("epochs", "batch_size")
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+                raise ValueError(f"recipe.{name} is {value!r}; it must be a {'whole ' * whole}number")
             if not low <= value <= high:
                 raise ValueError(f"recipe.{name} is {value!r}; it must be a number from {low:g} to {high:g}")
+            if not whole:  # 1 and 1.0 are equal, but would be two keys
+                object.__setattr__(self, name, float(value))
         for name, known in (("schedule", ("one_cycle", "cosine")), ("autocast", ("auto", "bfloat16", "off"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"recipe.{name} is {getattr(self, name)!r}; known: {', '.join(known)}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Result:
     """What a training leaves. Accuracies are fractions; `correct` has a bool per validation image, in their order."""
 
@@ -148,7 +155,8 @@ def train(
         device: torch device; None takes a GPU where there is one.
         weights: safetensors file that the trained weights are written to, atomically.
         checkpoint: safetensors file kept at ends of epochs, `checkpoint_seconds` apart, from which the same
-            call goes on after an interruption, with the same numbers; removed at the end.
+            call goes on after an interruption, with the same numbers; removed at the end. One that is damaged, or
+            of another training, is not used: a warning says so, and the training starts over.
     Errors: Diverged for a loss that is not finite.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -166,6 +174,10 @@ def train(
         nesterov=recipe.momentum > 0,
         fused=True,
     )
+    if recipe.momentum:
+        # What torch starts from as well; made here, so that a checkpoint finds the place of every tensor.
+        for parameter in (*decayed, *others):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     averaged = (
         AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
     )
@@ -177,31 +189,38 @@ def train(
     steps = len(images) // batch
     autocast = _autocast(network, recipe, place)
     padding = round(recipe.crop_padding * network.resolution)
-    padded = F.pad(images, (padding,) * 4)
+    padded = F.pad(images, (padding,) * 4) if padding else images
+    # (N, C, 2 padding + 1, 2 padding + 1, H, W): every crop there is, as a view
+    crops = padded.unfold(2, network.resolution, 1).unfold(3, network.resolution, 1)
 
     curve: list[dict[str, float]] = []
     seconds_before = 0.0
+    of = json.dumps([network.table(), dataclasses.asdict(recipe), data.fingerprint, seed], sort_keys=True)
+    state = _state(model, optimizer, averaged)
     if checkpoint is not None and checkpoint.exists():
-        curve, seconds_before = _load_checkpoint(checkpoint, model, optimizer, averaged)
+        curve, seconds_before = _load_checkpoint(checkpoint, state, of)
     saved = time.perf_counter()
 
     model.train()
     for epoch in range(len(curve), recipe.epochs):
         torch.manual_seed(_mixed(seed, epoch))  # dropout; an epoch depends on nothing that came before but weights
+        # All chance of an epoch is drawn and moved at once: a copy to a GPU in every step would wait for it each time.
         chance = np.random.default_rng([seed, epoch])
-        order = torch.from_numpy(chance.permutation(len(images))[: steps * batch]).to(place).view(steps, batch)
+        order = _moved(chance.permutation(len(images))[: steps * batch].reshape(steps, batch), place)
+        corner = _moved(chance.integers(0, 2 * padding + 1, (steps, 2, batch)), place)
+        mirrored = _moved(chance.random((steps, batch, 1, 1, 1)) < 0.5, place)
+        shares = chance.beta(recipe.mixup, recipe.mixup, steps).tolist() if recipe.mixup else ()
         total = torch.zeros((), device=place)
         for step in range(steps):
             rate = recipe.learning_rate * _schedule(recipe, (epoch * steps + step) / (recipe.epochs * steps))
             for group in optimizer.param_groups:
                 group["lr"] = rate
 
-            x, y = _crop(padded, order[step], network.resolution, padding, chance), labels[order[step]]
-            x = ((x.float() - mean) / std).contiguous(memory_format=layout)  # (B, C, H, W)
+            x, y = crops[order[step], :, corner[step, 0], corner[step, 1]], labels[order[step]]
             if recipe.flip:
-                mirrored = torch.from_numpy(chance.random(batch) < 0.5).to(place)
-                x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(3), x)
-            share = float(chance.beta(recipe.mixup, recipe.mixup)) if recipe.mixup else 1.0
+                x = torch.where(mirrored[step], x.flip(3), x)
+            x = x.to(torch.float32, memory_format=layout).sub_(mean).div_(std)  # (B, C, H, W)
+            share = shares[step] if recipe.mixup else 1.0
             if recipe.mixup:
                 x = x.mul(share).add_(x.flip(0), alpha=1 - share)
 
@@ -220,6 +239,7 @@ def train(
 
         train_loss = total.item() / steps
         if not math.isfinite(train_loss):
+            _forget(checkpoint)
             raise Diverged(
                 f"diverged: the training loss is {train_loss} in epoch {epoch + 1} of {recipe.epochs} "
                 f"(seed {seed}). Lower recipe.learning_rate (now {recipe.learning_rate:g})"
@@ -227,18 +247,18 @@ def train(
         curve.append({"epoch": epoch + 1, "train_loss": train_loss, "learning_rate": rate})
         if checkpoint is not None and epoch + 1 < recipe.epochs and time.perf_counter() - saved > checkpoint_seconds:
             spent = seconds_before + time.perf_counter() - started
-            _save_checkpoint(checkpoint, model, optimizer, averaged, curve, spent)
+            _save(state, checkpoint, {"of": of, "curve": json.dumps(curve), "seconds": repr(spent)})
             saved = time.perf_counter()
 
     final = averaged.module if averaged is not None else model
     seconds = seconds_before + time.perf_counter() - started
     loss_value, correct = evaluate(final, network, data, split="val", device=place)
     if not math.isfinite(loss_value):
+        _forget(checkpoint)
         raise Diverged(f"diverged: the validation loss is {loss_value} (seed {seed}). Lower recipe.learning_rate")
     if weights is not None:
         save_weights(final, weights)
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
+    _forget(checkpoint)
     return Result(
         val_accuracy=float(correct.mean()),
         val_loss=loss_value,
@@ -255,29 +275,34 @@ def evaluate(
 ) -> tuple[float, np.ndarray[Any, np.dtype[np.bool_]]]:
     """(mean cross entropy, a bool per image whether it is right) on "val" or "test", in float32."""
     model.eval()
-    images = _resized(data, split, network.resolution)
-    labels = data.val_labels if split == "val" else data.test()[1]
+    if split == "val":
+        images, labels = _resized(data, "val", network.resolution), data.val_labels
+    else:
+        images, labels = data.test()
+        images = _resize(images, network.resolution)
     mean, std = (torch.tensor(v, device=device).mul(255).view(1, -1, 1, 1) for v in (data.mean, data.std))
-    loss, correct = 0.0, []
-    for x, y in zip(images.split(500), labels.to(device).split(500), strict=True):
+    loss, correct = torch.zeros((), device=device, dtype=torch.float64), []
+    batch = max(1, min(500, 2**22 // network.resolution**2))  # 83 of 224 px: less memory than their training took
+    for x, y in zip(images.split(batch), labels.to(device).split(batch), strict=True):
         logits = model((x.to(device).float() - mean) / std)
-        loss += F.cross_entropy(logits, y, reduction="sum").item()
-        correct.append((logits.argmax(1) == y).cpu())
-    return loss / len(labels), torch.cat(correct).numpy()
+        loss += F.cross_entropy(logits, y, reduction="sum")
+        correct.append(logits.argmax(1) == y)
+    return loss.item() / len(labels), torch.cat(correct).cpu().numpy()
 
 
 def test_specification(specification: dict[str, Any]) -> dict[str, Any]:
     """What a worker runs for the test split: the saved `weights` of an evaluation, scored once."""
     network = from_table(specification["network"], name=specification["name"])
-    model = load_weights(network, Path(specification["weights"]))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_weights(network, Path(specification["weights"])).to(device)
     data = _loaded(DataSpec(**specification["data_spec"]))
-    loss, correct = evaluate(model, network, data, split="test", device="cpu")
+    loss, correct = evaluate(model, network, data, split="test", device=device)
     return {"test_accuracy": float(correct.mean()), "test_loss": loss, "num_test": len(correct)}
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write the state dict as safetensors, atomically."""
-    _save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    _save(model.state_dict(), path)
 
 
 def load_weights(network: Network, path: Path) -> nn.Module:
@@ -288,36 +313,46 @@ def load_weights(network: Network, path: Path) -> nn.Module:
     model = build(network)
     try:
         model.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"the weights in {path} are not those of {network.name}: {error}") from None
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        why = " ".join(str(error).split())[:200]  # torch lists every layer
+        raise ValueError(f"the weights in {path} are not those of {network.name}: {why}") from None
     return model.eval()
 
 
-def seconds_per_image(network: Network, recipe: Recipe, *, budget_seconds: float = 1.0) -> float:
+def seconds_per_image(network: Network, recipe: Recipe, *, threads: int, budget_seconds: float = 1.0) -> float:
     """Measured training seconds an image of this network on this machine's CPU, from a few steps of made-up images.
 
-    The batch is made smaller for large networks, so that a step stays short.
+    A large network is timed with few images of a lower resolution and the time raised in proportion to the
+    multiply-adds, so that this stays a matter of a second.
     """
-    torch.manual_seed(0)
-    model = build(network)
-    macs = sum(record.macs for _, records in layers(network) for record in records.values())
-    batch = max(2, min(recipe.batch_size, int(5e8 / max(1, macs))))
-    x = torch.randn(batch, network.in_channels, network.resolution, network.resolution)
-    y = torch.randint(network.num_classes, (batch,))
-    if recipe.channels_last:
-        model, x = (v.to(memory_format=torch.channels_last) for v in (model, x))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
-    autocast = _autocast(network, recipe, torch.device("cpu"))
-    times: list[float] = []
-    while len(times) < 2 or (sum(times) < budget_seconds and len(times) < 12):
-        began = time.perf_counter()
-        with autocast():
-            loss = F.cross_entropy(model(x).float(), y)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        times.append(time.perf_counter() - began)
-    return min(times[1:]) / batch
+    timed, share = network, 1.0
+    while cost(timed).macs > 5e7 and timed.resolution >= 2 * timed.total_stride:
+        timed = replace(timed, resolution=timed.resolution // 2)
+        share = cost(network).macs / cost(timed).macs
+    batch = max(2, min(recipe.batch_size, int(2e8 / cost(timed).macs)))
+    usual = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        torch.manual_seed(0)
+        model = build(timed)
+        x = torch.randn(batch, timed.in_channels, timed.resolution, timed.resolution)
+        y = torch.randint(timed.num_classes, (batch,))
+        if recipe.channels_last:
+            model, x = (v.to(memory_format=torch.channels_last) for v in (model, x))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
+        autocast = _autocast(timed, recipe, torch.device("cpu"))
+        times: list[float] = []
+        while len(times) < 2 or (sum(times) < budget_seconds and len(times) < 12):
+            began = time.perf_counter()
+            with autocast():
+                loss = F.cross_entropy(model(x).float(), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            times.append(time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(usual)
+    return min(times[1:]) / batch * share
 
 
 def autocast_pays(network: Network, device: torch.device) -> bool:
@@ -351,35 +386,29 @@ def _loaded(spec: DataSpec) -> Data:
 
 
 _RESIZED: dict[tuple[str, str, int], Tensor] = {}
+_RESIZED_BYTES = 1 << 30
 
 
 def _resized(data: Data, split: str, resolution: int) -> Tensor:
-    """The split's images at this resolution as uint8, (N, C, H, W); the last few are kept for the next training."""
+    """The images of "train" or "val" at this resolution; the last 1 GiB of them is kept for the next training."""
     key = (data.fingerprint, split, resolution)
     if key not in _RESIZED:
-        images = {"train": lambda: data.train_images, "val": lambda: data.val_images, "test": lambda: data.test()[0]}
-        source = images[split]()
-        if source.shape[-1] != resolution or source.shape[-2] != resolution:
-            size = (resolution, resolution)
-            source = torch.cat(
-                [F.interpolate(part, size, mode="bilinear", antialias=True) for part in source.split(2048)]
-            )
-        while len(_RESIZED) >= 8:
+        images = _resize(data.train_images if split == "train" else data.val_images, resolution)
+        while _RESIZED and sum(kept.nbytes for kept in _RESIZED.values()) + images.nbytes > _RESIZED_BYTES:
             del _RESIZED[next(iter(_RESIZED))]
-        _RESIZED[key] = source
+        _RESIZED[key] = images
     return _RESIZED[key]
 
 
-def _crop(padded: Tensor, chosen: Tensor, side: int, padding: int, chance: np.random.Generator) -> Tensor:
-    """Crops of `side` px at random places of the chosen padded images, uint8 (B, C, H, W)."""
-    if padding == 0:
-        return padded[chosen]
-    corner = torch.from_numpy(chance.integers(0, 2 * padding + 1, (2, len(chosen)))).to(padded.device)
-    reach = torch.arange(side, device=padded.device)
-    rows = (corner[0].view(-1, 1) + reach).view(-1, 1, side, 1)
-    columns = (corner[1].view(-1, 1) + reach).view(-1, 1, 1, side)
-    channels = torch.arange(padded.shape[1], device=padded.device).view(1, -1, 1, 1)
-    return padded[chosen.view(-1, 1, 1, 1), channels, rows, columns]
+def _resize(images: Tensor, resolution: int) -> Tensor:  # uint8 (N, C, H, W) to uint8 (N, C, resolution, resolution)
+    size = (resolution, resolution)
+    if images.shape[2:] == size:
+        return images
+    return torch.cat([F.interpolate(part, size, mode="bilinear", antialias=True) for part in images.split(2048)])
+
+
+def _moved(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    return torch.from_numpy(values).to(device)
 
 
 def _schedule(recipe: Recipe, progress: float) -> float:
@@ -408,47 +437,45 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset(next((line for line in lines if line.startswith(("flags", "Features"))), "").split())
 
 
-def _save_checkpoint(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    averaged: AveragedModel | None,
-    curve: list[dict[str, float]],
-    seconds: float,
-) -> None:
-    tensors = {f"model.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer, averaged: AveragedModel | None) -> dict[str, Tensor]:
+    """All tensors that a training goes on from, by name; they share their memory with what they belong to."""
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        tensors[f"momentum.{index}"] = optimizer.state[parameter]["momentum_buffer"].contiguous()
+        for name, tensor in optimizer.state[parameter].items():
+            state[f"optimizer.{index}.{name}"] = tensor
     if averaged is not None:
-        tensors |= {f"averaged.{name}": tensor.contiguous() for name, tensor in averaged.state_dict().items()}
-    _save(tensors, path, {"curve": json.dumps(curve), "seconds": repr(seconds)})
+        state |= {f"averaged.{name}": tensor for name, tensor in averaged.state_dict().items()}
+    return state
 
 
-def _load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: AveragedModel | None
-) -> tuple[list[dict[str, float]], float]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        meta = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-    model.load_state_dict(part("model."))
-    momenta = part("momentum.")
-    for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        if str(index) in momenta:
-            buffer = torch.empty_like(parameter)
-            optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(momenta[str(index)])
-    if averaged is not None:
-        averaged.load_state_dict(part("averaged."))
-    return json.loads(meta["curve"]), float(meta["seconds"])
+def _load_checkpoint(path: Path, state: dict[str, Tensor], of: str) -> tuple[list[dict[str, float]], float]:
+    """(curve, seconds spent) of the checkpoint, its tensors copied into `state`; of none where it cannot be used."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = file.metadata() or {}
+            if meta.get("of") != of:
+                raise ValueError("it is of another training")
+            tensors = {name: file.get_tensor(name) for name in state}
+        curve, seconds = json.loads(meta["curve"]), float(meta["seconds"])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        warnings.warn(f"the checkpoint {path} cannot be used ({error}); this training starts over", stacklevel=3)
+        return [], 0.0
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            state[name].copy_(tensor)
+    return curve, seconds
 
 
-def _save(tensors: dict[str, Tensor], path: Path, meta: dict[str, str] | None = None) -> None:
+def _forget(checkpoint: Path | None) -> None:
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path, meta: dict[str, str] | None = None) -> None:
+    """Write a file that is there whole or not at all; a temporary one that a kill leaves is swept by the ledger."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    save_file(tensors, temporary, meta)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.temporary")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, meta)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())  # before the record of the evaluation, which says that its weights are here
     temporary.replace(path)

@@ -101,7 +101,13 @@ def test_networks_are_equal_whatever_their_names_and_however_numbers_are_written
 
 @pytest.mark.parametrize(
     ("row", "field", "value"),
-    [("", "resolution", 48), ("", "activation", "silu"), ("0", "expand", 3), ("stem", "kernel", 5), ("head", "channels", 8)],
+    [
+        ("", "resolution", 48),
+        ("", "activation", "silu"),
+        ("0", "expand", 3),
+        ("stem", "kernel", 5),
+        ("head", "channels", 8),
+    ],
 )
 def test_networks_that_differ_in_one_field_are_not_equal(row: str, field: str, value: object) -> None:
     assert from_table(table(row, **{field: value}), name="net") != from_table(TABLE, name="net")

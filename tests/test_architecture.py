@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+import scalesearch
+from scalesearch.cli import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "scalesearch"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# The rooms in the order of the method: each imports only from those before it.
+ROOMS = (
+    *("network", "scaling", "model", "cost", "data", "training", "ledger", "executor", "evaluation", "search"),
+    *("selection", "variants", "tracking", "figures", "config", "study", "screen", "run", "cli"),
+)
+DOORS = {
+    "optuna": {"search"},
+    "ray": {"executor"},
+    "mlflow": {"tracking"},
+    "matplotlib": {"figures"},
+    "hydra": {"config", "cli"},
+    "omegaconf": {"config", "cli"},
+    "rich": {"screen"},
+    "sklearn": {"data"},
+    "PIL": {"data"},
+    "safetensors": {"training", "tracking"},
+}
+UNPICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+def room_of(path: Path) -> str:
+    """`tracking` for every file of scalesearch/tracking; `__init__` for the package's own."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[str, str]]:
+    """(dotted name, when) of every import: at "once", "later" in a function, or for its "types" alone."""
+    tree = ast.parse(path.read_text())
+    when: dict[int, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            when.update((id(inner), "later") for inner in ast.walk(node))
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            when.update((id(inner), "types") for inner in ast.walk(node))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, when.get(id(node), "once")) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide which room is meant"
+            yield from ((f"{node.module}.{alias.name}", when.get(id(node), "once")) for alias in node.names)
+
+
+def third_party(path: Path) -> Iterator[tuple[str, str]]:
+    for name, when in imports(path):
+        top = name.partition(".")[0]
+        if top not in sys.stdlib_module_names and top != "scalesearch":
+            yield top, when
+
+
+def distribution(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.match(r"[A-Za-z0-9._-]+", requirement)[0]).lower()  # type: ignore[index]
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert {room_of(path) for path in SOURCES} - {"__init__", "__main__"} == set(ROOMS)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_room_imports_only_from_those_before_it(path: Path) -> None:
+    room = room_of(path)
+    before = ROOMS[: ROOMS.index(room)] if room in ROOMS else ()
+    for name, _ in imports(path):
+        top, _, rest = name.partition(".")
+        if top == "scalesearch" and rest != "__version__":
+            other = rest.partition(".")[0]
+            assert other in (*before, room), f"{room} may not import {other}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_library_has_one_door(path: Path) -> None:
+    for library, when in third_party(path):
+        if when == "types":  # nothing is loaded, and nothing of the library is used
+            continue
+        assert room_of(path) in DOORS.get(library, set(ROOMS)), f"{library} belongs to {DOORS[library]}"
+
+
+def test_the_table_of_doors_names_libraries_that_are_used() -> None:
+    assert set(DOORS) <= {library for path in SOURCES for library, _ in third_party(path)}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_what_is_imported_is_declared(path: Path) -> None:
+    core = {distribution(requirement) for requirement in PROJECT["dependencies"]}
+    extras = {
+        distribution(requirement)
+        for name, requirements in PROJECT["optional-dependencies"].items()
+        for requirement in requirements
+        if name != "dev"
+    }
+    known = packages_distributions()
+    for library, when in third_party(path):
+        provided = {distribution(name) for name in known.get(library, [library])}
+        allowed = core if when == "once" else core | extras
+        assert provided & allowed, f"{library} is imported ({when}) and not declared for that"
+
+
+def test_what_is_declared_is_imported() -> None:
+    known = packages_distributions()
+    imported = {
+        distribution(name) for path in SOURCES for library, _ in third_party(path) for name in known.get(library, [])
+    }
+    floors = {"alembic"}  # never imported: a lower bound on what optuna and mlflow bring along
+    assert {distribution(requirement) for requirement in PROJECT["dependencies"]} - imported == floors
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_nothing_read_from_a_file_is_executed(path: Path) -> None:
+    for name, _ in imports(path):
+        assert not UNPICKLING & set(name.split(".")), name
+        assert not name.startswith("hydra.utils"), name
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in {"eval", "exec", "compile", "__import__", "torch.load", "yaml.load"}, called
+            assert called.rpartition(".")[2] not in {"instantiate", "unsafe_load", "full_load"}, called
+            assert "allow_pickle" not in {keyword.arg for keyword in node.keywords}, called
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_what_is_public_says_what_it_is(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), "the module"
+    door = path.parent / "__init__.py"  # of a room that is a folder, what others may use stands in `__all__`
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            if path.parent != PACKAGE and f'"{node.name}"' not in door.read_text():
+                continue
+            assert ast.get_docstring(node), node.name
+
+
+CONFIGURATIONS = sorted([*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "experiments").rglob("*.yaml")])
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_configuration_opens_with_what_it_is_and_a_command(path: Path) -> None:
+    head = []
+    for line in path.read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        head.append(line.lstrip("# "))
+    words = [line for line in head if line and not line.startswith(("@package", "scalesearch "))]
+    assert words, "no sentence says what it is"
+    commands = re.findall(r"(?m)(?:^|[`(]|: )scalesearch (\w+)", "\n".join(head))
+    assert commands, "no command that uses it"
+    assert set(commands) <= set(COMMANDS)
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    assert scalesearch.__version__ == PROJECT["version"]

@@ -1,0 +1,380 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from scalesearch import cli
+
+COEFFICIENTS = ["coefficients.alpha=1.2", "coefficients.beta=1.1", "coefficients.gamma=1.15"]
+ENTRY = "from scalesearch.cli import main; main()"
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def scalesearch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Call the command line in this process, from an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)  # Hydra reads it, so main writes it
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+
+    def call(*arguments: str) -> Answer:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main(list(arguments))
+        said = capfd.readouterr()
+        return Answer(ended.value.code, said.out, said.err)
+
+    return call
+
+
+def in_a_process(arguments: Sequence[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", ENTRY, *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+# What is refused: one message on standard error, nothing on standard output, nothing on disk.
+
+REFUSED = [
+    ("pln", "did you mean 'plan'"),
+    ("--json", "is not a command"),
+    ("plan budgt.tolerance=1", "did you mean 'budget.tolerance'"),
+    ("plan budget.tolerence=1", "did you mean 'budget.tolerance'"),
+    ("run recipe.epoch=3", "did you mean 'recipe.epochs'"),
+    ("run epochs=3", "did you mean 'recipe.epochs'"),
+    ("run basline=mobilenetv2", "did you mean 'baseline'"),
+    ("run baseline=mobilenetv", "did you mean 'mobilenetv2'"),
+    ("run baseline=unheard_of", "known: .*preresnet29"),
+    ("run experiments=unheard_of", "there is no experiments 'unheard_of'"),
+    ("run data=folder data.rot=x", "did you mean 'data.root'"),
+    ("run data.root=/x", "known: .*data.cache"),
+    ("run +key=1", "'key' is not a known key"),
+    ("run +budget.tolerance=1", "leave the '\\+' away"),
+    ("run +baseline=mobilenetv2", "leave the '\\+' away"),
+    ("run +baseline.foo=1", "foo is not a known"),
+    ("run ++budget.tolerence=1", "did you mean 'tolerance'"),
+    ("run ~recipe.epochs", "recipe.epochs is missing"),
+    ("run ~baseline", "baseline is"),
+    ("run ~study", "'study' is needed"),
+    ("run ~nonsense", "'nonsense' is not a known key"),
+    ("cost ~depth", "depth is missing"),
+    ("run recipe.epochs=abc", "recipe.epochs is 'abc'; it must be a whole number"),
+    ("run recipe.epochs=null", "recipe.epochs is None; it must be a whole number"),
+    ("run recipe.epochs=1" + 4400 * "0", "4300 digits"),
+    ("run budget.tolerance=nan", "budget.tolerance is nan"),
+    ("run study=../x", "study is '../x'"),
+    ("run phis=3", "phis is 3"),
+    ("run baseline=mobilenetv2,preresnet29", "need --multirun"),
+    ("run recipe.epochs==3", "cannot read 'recipe.epochs==3'"),
+    ("run recipe.epochs", "cannot read 'recipe.epochs'"),
+    ("run [", "cannot read '\\['"),
+    ("run =3", "cannot read '=3'"),
+    ("run study='abc", 'cannot read "study=\'abc"'),
+    ("run baseline=ünïcode", "cannot read 'baseline=ünïcode'"),
+    ("run --nonsense", "unrecognized arguments: --nonsense"),
+    ("run --config-dir", "expected one argument"),
+    ("run --config-dir /nonexistent", "'/nonexistent' not found"),
+    ("run --config-name nope", "'nope'"),
+    ("run --experimental-rerun config.pickle", "unpickle"),
+    ("run --shell-completion", "scalesearch -sc"),
+    ("run budget=3", "the name of a choice"),
+    ("run grid=null", "the name of a choice"),
+    ("run recipe=[]", "recipe is missing"),
+    ("run grid.alpha=1", "grid.alpha is 1; it must be"),
+    ("run data=folder", "needs data.root"),
+    ("run data=folder data.root=/nonexistent", "no folder train/"),
+    ("run data.num_val=60000", "data.num_val 60000"),
+    ("run executor.devices=[gpu]", "executor.devices holds 'gpu'"),
+    ("run workspace=/etc/passwd", "which is a file"),
+    ("run workspace=/etc/passwd/deep/er", "where /etc/passwd is a file"),
+    ("run study=${nope}", "'nope' not found"),
+    ("run study=???", "study"),
+    ("run +_target_=os.getcwd", "'_target_' is not a known key"),
+    ("run --multirun baseline=mobilenetv2,nosuch", "there is no baseline 'nosuch'"),
+    ("variants", "got neither"),
+    (" ".join(["variants", *COEFFICIENTS, "study=x"]), "not both"),
+    ("variants coefficients.alpha=1.2", "coefficients.beta is missing"),
+    ("variants study=nosuch", "there is no study"),
+    ("status", "there is no study in workspace"),
+    ("sync", "there is no study in workspace"),
+    ("sync rebuild=3", "rebuild is 3"),
+    ("ui port=80", "port is 80"),
+    ("ui --json", "ui has no --json"),
+    ("cost depth=1e99", "depth is 1e\\+99"),
+    ("cost resolution=1", "resolution is 1 px"),
+    ("cost baseline.stem.stride=3", "stem.stride is 3"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), REFUSED, ids=[line[:50] for line, _ in REFUSED])
+def test_bad_usage_is_one_message_and_leaves_nothing_behind(
+    scalesearch: Command, tmp_path: Path, line: str, words: str
+) -> None:
+    code, out, err = scalesearch(*line.split(" "))
+    assert code == cli.USAGE
+    assert out == ""
+    assert err.startswith("scalesearch: ")
+    assert err.count("\n") == 1
+    assert re.search(words, err), err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workspace_that_cannot_be_written_is_a_matter_of_the_environment(scalesearch: Command) -> None:
+    tiny = ("data=digits", "data.num_train=200", "data.num_val=200", "tracking=none")
+    code, _, err = scalesearch("run", "workspace=/proc/x", *tiny)
+    assert (code, err) == (cli.ENVIRONMENT, "scalesearch: /proc/x: No such file or directory\n")
+
+
+# A user's own baseline.
+
+GOOD = """
+name: mine
+resolution: 32
+in_channels: 3
+num_classes: 10
+activation: relu
+stem: {block: conv_norm, kernel: 3, stride: 2, channels: 16}
+stages:
+  - {block: mbconv, repeats: 1, kernel: 3, stride: 1, expand: 1, channels: 16}
+  - {block: mbconv, repeats: 2, kernel: 3, stride: 2, expand: 6, channels: 24}
+head: {block: conv_norm, kernel: 1, channels: 64}
+"""
+
+
+def own_baseline(directory: Path, text: str) -> list[str]:
+    (directory / "baseline").mkdir(parents=True)
+    (directory / "baseline" / "mine.yaml").write_text(text)
+    return [f"--config-dir={directory}", "baseline=mine"]
+
+
+def test_a_baseline_of_ones_own_is_a_choice_like_any_other(scalesearch: Command, tmp_path: Path) -> None:
+    code, out, _ = scalesearch("cost", *own_baseline(tmp_path / "conf", GOOD), "--json")
+    assert code == cli.DONE
+    assert json.loads(out)["name"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("stride: 2, expand", "stride: 3, expand", "stages[1].stride is 3"),
+        ("mbconv, repeats: 2", "mbconvv, repeats: 2", "'mbconv'"),
+        ("repeats: 2", "repeats: 0", "stages[1].repeats is 0"),
+        ("channels: 24", "channels: 1000000000", "stages[1].channels is 1000000000"),
+        ("resolution: 32", "resolution: 3", "resolution is 3 px"),
+        ("kernel: 1,", "kernl: 1,", "did you mean 'kernel'"),
+        ("activation: relu", "activation: ${oc.env:NOT_THERE}", "NOT_THERE"),
+        ("name: mine", "name: ../mine", "name is '../mine'"),
+    ],
+)
+def test_a_wrong_row_of_a_baseline_is_named(
+    scalesearch: Command, tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    code, out, err = scalesearch("cost", *own_baseline(tmp_path / "conf", GOOD.replace(old, new)))
+    assert (code, out) == (cli.USAGE, "")
+    assert err.startswith("scalesearch: ")
+    assert err.count("\n") == 1
+    assert words in err
+
+
+@pytest.mark.parametrize("text", ["a: [", "\t", "a: !!python/object/apply:os.getcwd []"])
+def test_a_baseline_that_is_no_yaml_is_one_message(scalesearch: Command, tmp_path: Path, text: str) -> None:
+    code, _, err = scalesearch("cost", *own_baseline(tmp_path / "conf", text))
+    assert (code, err.count("\n")) == (cli.USAGE, 1)
+    assert err.startswith("scalesearch: ")
+
+
+# JSON.
+
+
+def test_plan_without_a_candidate_prints_its_json_and_says_why(scalesearch: Command) -> None:
+    code, out, err = scalesearch("plan", "--json", "budget.tolerance=0.0001")
+    assert code == cli.INFEASIBLE
+    plan = json.loads(out)
+    assert plan["candidates"] == []
+    assert plan["evaluations"] == 0
+    assert plan["nearest"]
+    assert "scalesearch: no candidate is within 0.01 % of 2 x" in err
+
+
+def test_variants_prints_one_json_object_and_writes_only_its_files(scalesearch: Command, tmp_path: Path) -> None:
+    code, out, _ = scalesearch("variants", "--json", *COEFFICIENTS, "phis=[1]", "workspace=here")
+    assert code == cli.DONE
+    names = [row["name"] for row in json.loads(out)["variants"]]
+    assert names == ["mobilenetv2", "mobilenetv2_phi1"]
+    written = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert written == {f"{name}.yaml" for name in names}
+
+
+def test_a_sweep_prints_a_json_object_a_job_and_leaves_nothing_behind(scalesearch: Command, tmp_path: Path) -> None:
+    code, out, _ = scalesearch("cost", "depth=1.1", "--multirun", "baseline=mobilenetv2,preresnet29", "--json")
+    assert code == cli.DONE
+    assert [json.loads(line)["name"] for line in out.splitlines()] == ["mobilenetv2", "preresnet29"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_worst_job_of_a_sweep_decides_the_code(scalesearch: Command) -> None:
+    code, out, err = scalesearch("cost", "--multirun", "depth=1,-1,2", "--json")
+    assert code == cli.USAGE
+    assert len(out.splitlines()) == 2
+    assert "scalesearch: depth is -1" in err
+
+
+def test_a_search_prints_one_json_object_and_its_study_can_be_asked(scalesearch: Command, tmp_path: Path) -> None:
+    """The one real search of this file, of four tiny trainings."""
+    search = [
+        *("data=digits", "data.num_train=100", "data.num_val=100", "recipe.seeds=1", "recipe.epochs=1"),
+        *(
+            "grid.alpha.stop=1",
+            "grid.beta.stop=1.4",
+            "grid.beta.step=0.4",
+            "grid.gamma.stop=1.4",
+            "grid.gamma.step=0.4",
+        ),
+        *("budget.tolerance=0.5", "tracking=none", "executor.workers=1", "study=tiny", "phis=[1]"),
+    ]
+    code, out, err = scalesearch("run", "--json", *search)
+    assert code == cli.DONE, err
+    answer = json.loads(out)
+    assert answer["study"] == "tiny"
+    assert answer["evaluations"]["failed"] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"workspace"}
+
+    code, out, _ = scalesearch("status", "--json")
+    assert (code, json.loads(out)["state"]) == (cli.DONE, "finished")
+    code, out, _ = scalesearch("variants", "--json", "study=tiny", "phis=[2]")
+    assert (code, [row["phi"] for row in json.loads(out)["variants"]]) == (cli.DONE, [0, 2])
+
+    study = tmp_path / "workspace" / "studies" / "tiny"
+    assert scalesearch("status", "study=tny").err.count("did you mean 'tiny'") == 1
+    for name, command in (("coefficients.yaml", "variants"), ("settings.yaml", "variants"), ("settings.yaml", "run")):
+        whole = (study / name).read_text()
+        for garbage in ("a: [", "- 1", "", "a: 1", "a: !!python/object/apply:os.getcwd []", "baseline: ${oc.env:HOME}"):
+            (study / name).write_text(garbage)
+            code, out, err = scalesearch(command, *(search if command == "run" else ["study=tiny"]))
+            assert (code, err.count("\n")) == (cli.USAGE, 1), (name, garbage, err)
+            assert err.startswith("scalesearch: ")
+        (study / name).write_text(whole)
+    assert scalesearch("variants", "study=tiny", "phis=[1]").code == cli.DONE
+
+
+# Help, versions, completion.
+
+
+def test_help_names_every_command(scalesearch: Command) -> None:
+    code, out, err = scalesearch("--help")
+    assert (code, err) == (cli.DONE, "")
+    for command in cli.COMMANDS:
+        assert f"  {command} " in out
+    assert scalesearch() == Answer(cli.USAGE, "", out)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_the_help_of_a_command_is_ours(scalesearch: Command, command: str) -> None:
+    code, out, err = scalesearch(command, "--help")
+    assert (code, err) == (cli.DONE, "")
+    assert out.startswith("scalesearch ")
+    assert f"scalesearch {command}:" in out
+    assert "Powered by Hydra" not in out
+
+
+def test_the_version_is_ours_behind_a_command_too(scalesearch: Command) -> None:
+    assert scalesearch("--version").out.startswith("scalesearch ")
+    assert scalesearch("cost", "--version") == scalesearch("--version")
+
+
+def test_options_of_hydra_stand_anywhere(scalesearch: Command, tmp_path: Path) -> None:
+    code, out, _ = scalesearch("run", "recipe.epochs=7", "--cfg", "job", "study=x")
+    assert code == cli.DONE
+    assert "epochs: 7" in out
+    assert "study: x" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("scalesearch run baseline=", "baseline=mobilenetv2"),
+        ("scalesearch cost rounding=rel", "rounding=released"),
+        ("scalesearch plan budget.tol", "budget.tolerance="),
+        ("scalesearch sta", "status"),
+        ("scalesearch ", "variants"),
+    ],
+)
+def test_the_shell_completes(scalesearch: Command, monkeypatch: pytest.MonkeyPatch, line: str, offered: str) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    code, out, err = scalesearch("-sc", "query=bash")
+    assert (code, err) == (cli.DONE, "")
+    assert offered in out.split()
+
+
+def test_completion_is_registered_for_the_program_alone(scalesearch: Command) -> None:
+    code, out, _ = scalesearch("-sc", "install=bash")
+    assert code == cli.DONE
+    assert out.rstrip().endswith("hydra_bash_completion scalesearch")
+
+
+# Real processes.
+
+
+def test_help_imports_nothing_heavy_and_is_quick(tmp_path: Path) -> None:
+    program = (
+        "import sys, time; began = time.perf_counter()\n"
+        "from scalesearch import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit as ended: assert ended.code == 0\n"
+        "heavy = {'torch', 'hydra', 'omegaconf', 'pandas', 'numpy', 'mlflow', 'optuna', 'rich', 'pydantic'}\n"
+        "print(heavy & set(sys.modules), time.perf_counter() - began, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    loaded, seconds = done.stderr.rsplit(" ", 1)
+    assert loaded == "set()"
+    assert float(seconds) < 1  # 0.06 s on an idle core
+
+
+def test_the_search_path_can_be_asked_for(tmp_path: Path) -> None:
+    done = in_a_process(["cost", "--info", "searchpath"], tmp_path)
+    assert (done.returncode, done.stderr) == (cli.DONE, "")
+    assert cli.conf_dir().as_uri() in done.stdout
+
+
+def test_a_real_process_says_one_message_and_exits_with_the_code(tmp_path: Path) -> None:
+    done = in_a_process(["run", "budgt.tolerance=1"], tmp_path)
+    assert done.returncode == cli.USAGE
+    assert done.stdout == ""
+    assert done.stderr == "scalesearch: 'budgt.tolerance' is not a known key; did you mean 'budget.tolerance'?\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["cost"], ["cost", "--cfg", "job"], ["cost", "--json"], ["--help"]])
+def test_a_reader_that_has_enough_is_no_error(tmp_path: Path, arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-c", ENTRY, *arguments], cwd=tmp_path, stdout=closed, stderr=subprocess.PIPE, timeout=120
+        )
+    assert done.returncode == cli.DONE
+    assert b"Traceback" not in done.stderr
+    assert b"BrokenPipe" not in done.stderr

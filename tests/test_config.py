@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import copy
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from scalesearch import cli, config
+from scalesearch.network import Network
+
+PRIMARIES = ("run", "cost", "variants", "status", "ui", "sync")
+COEFFICIENTS = ("coefficients.alpha=1.2", "coefficients.beta=1.1", "coefficients.gamma=1.15")
+QUESTIONS = {
+    "run": (config.load_experiment, ()),
+    "cost": (config.load_cost, ()),
+    "variants": (config.load_variants, COEFFICIENTS),
+    "status": (config.load_study, ()),
+    "ui": (config.load_study, ()),
+    "sync": (config.load_study, ()),
+}
+
+OF_A_BASELINE = {
+    f"baseline.{name}"
+    for name in ("in_channels", "num_classes", "dropout", "stem.kernel", "stem.stride", "head.kernel")
+}
+
+# What may be left out, since the value classes have a default: null where it is not said otherwise.
+MAY_BE_MISSING = {
+    "run": {
+        "data.split_seed",  # 0
+        "data.cache",
+        "tracking.uri",
+        "rounding.resolution_multiple",  # 1
+        *OF_A_BASELINE,
+    },
+    "cost": {"rounding.resolution_multiple", *OF_A_BASELINE},
+    "variants": {"rounding.resolution_multiple", *OF_A_BASELINE},
+    "status": set(),
+    "ui": {"port", "tracking", "tracking.uri"},
+    "sync": {"rebuild", "tracking", "tracking.uri"},
+}
+
+
+def compose(primary: str, *overrides: str) -> DictConfig:
+    return copy.deepcopy(composed_once(primary, *overrides))
+
+
+@functools.cache
+def composed_once(primary: str, *overrides: str) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+        return hydra.compose(primary, overrides=list(overrides))
+
+
+def question(primary: str, composed: DictConfig) -> Any:
+    return QUESTIONS[primary][0](composed)
+
+
+def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything that is not a mapping; rows of a baseline's stages are not entered."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def numeric_keys() -> list[tuple[str, str]]:
+    found = []
+    for primary in PRIMARIES:
+        plain = OmegaConf.to_container(compose(primary, *QUESTIONS[primary][1]))
+        found += [
+            (primary, key)
+            for key, value in leaves(plain)
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        ]
+    optional = [("run", key) for key in ("proxy.resolution", "executor.workers", "data.num_train")]
+    return sorted({*found, *optional, ("cost", "resolution")})
+
+
+def all_leaves() -> list[tuple[str, str]]:
+    return [
+        (primary, key)
+        for primary in PRIMARIES
+        for key, _ in leaves(OmegaConf.to_container(compose(primary, *QUESTIONS[primary][1])))
+    ]
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (cli.conf_dir() / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("primary", PRIMARIES)
+def test_every_primary_config_makes_its_question(primary: str) -> None:
+    question(primary, compose(primary, *QUESTIONS[primary][1]))
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    [
+        (group, choice)
+        for group in ("baseline", "proxy", "rounding", "budget", "grid", "search", "recipe", "executor", "tracking")
+        for choice in choices(group)
+    ],
+)
+def test_every_choice_of_every_group_makes_an_experiment(group: str, choice: str) -> None:
+    made = question("run", compose("run", f"{group}={choice}"))
+    assert isinstance(made.proxy_network[0], Network)
+
+
+@pytest.mark.parametrize("choice", [name for name in choices("data") if name != "folder"])  # folder needs a root
+def test_every_dataset_makes_an_experiment_before_anything_is_fetched(choice: str) -> None:
+    made = question("run", compose("run", f"data={choice}"))
+    assert made.description.num_train >= 1
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "abc", "true", "[1]", "'1'"])
+@pytest.mark.parametrize(("primary", "key"), numeric_keys())
+def test_a_number_that_is_none_is_refused_by_its_name(primary: str, key: str, bad: str) -> None:
+    composed = compose_with(primary, key, {"nan": float("nan"), "inf": float("inf"), "true": True}.get(bad, bad))
+    if bad == "[1]":
+        OmegaConf.update(composed, key, [1])
+    with pytest.raises(ValueError, match=rf"\b{last(key)}\b"):
+        question(primary, composed)
+
+
+@pytest.mark.parametrize(("primary", "key"), numeric_keys())
+def test_a_negative_number_is_refused_by_its_name(primary: str, key: str) -> None:
+    with pytest.raises(ValueError, match=rf"\b{last(key)}\b"):
+        question(primary, compose_with(primary, key, -1))
+
+
+@pytest.mark.parametrize(("primary", "key"), all_leaves())
+def test_every_setting_is_read_and_so_is_missed(primary: str, key: str) -> None:
+    """What nothing reads could be taken away unseen. A default of a value class is the exception, listed above."""
+    composed = compose(primary, *QUESTIONS[primary][1])
+    parent, _, name = key.rpartition(".")
+    with open_dict(composed):
+        del (OmegaConf.select(composed, parent) if parent else composed)[name]
+    if key in MAY_BE_MISSING[primary]:
+        question(primary, composed)
+    else:
+        with pytest.raises(ValueError, match=rf"\b{name}\b.* (is missing|is None)"):
+            question(primary, composed)
+
+
+@pytest.mark.parametrize(("primary", "key"), all_leaves())
+def test_a_setting_that_nobody_knows_is_refused_beside_each(primary: str, key: str) -> None:
+    composed = compose_with(primary, f"{key}x", 1, add=True)
+    with pytest.raises(ValueError, match=rf"\b{last(key)}x\b.* is not a known"):
+        question(primary, composed)
+
+
+@pytest.mark.parametrize("value", [3, "abc", [], None, True])
+@pytest.mark.parametrize(
+    "group",
+    [
+        "baseline",
+        "proxy",
+        "rounding",
+        "budget",
+        "grid",
+        "grid.alpha",
+        "search",
+        "recipe",
+        "data",
+        "executor",
+        "tracking",
+    ],
+)
+def test_a_group_that_is_no_group_is_refused_with_words(group: str, value: object) -> None:
+    composed = compose("run")
+    OmegaConf.update(composed, group, value, merge=False, force_add=True)
+    with pytest.raises(ValueError, match=rf"{group} is .*; it must be"):
+        question("run", composed)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("recipe.seeds=1001",),
+        ("recipe.epochs=2.5",),
+        ("recipe.flip=1",),
+        ("recipe.schedule=linear",),
+        ("data.num_val=60000",),
+        ("data.num_train=1000000000",),
+        ("executor.threads=0",),
+        ("executor.devices=[gpu0]",),
+        ("executor.devices=3",),
+        ("+executor.echo=true",),
+        ("executor=ray", "executor.gpus_per_trial=-1"),
+        ("executor=ray", "executor.address=3"),
+        ("tracking.uri=''",),
+        ("budget.macs_ratio=0",),
+        ("grid.alpha.start=0.01",),
+        ("grid.alpha.stop=0.5",),
+        ("grid.alpha.step=0",),
+        ("search.confidence=1",),
+        ("search.strategy=random",),
+        ("phis=[]",),
+        ("phis=3",),
+        ("phis=[1,null]",),
+        ("workspace=",),
+        ("workspace=null",),
+        ("study=../x",),
+        ("study=true",),
+        ("study=1e5",),
+        ("study=.hidden",),
+        (f"study={'x' * 101}",),
+        ("baseline.name=../x",),
+        ("baseline.name=null",),
+        ("baseline.resolution=4", "proxy=none"),
+    ],
+    ids=" ".join,
+)
+def test_a_value_out_of_its_range_is_refused_by_its_name(overrides: tuple[str, ...]) -> None:
+    words = [last(word.lstrip("+").partition("=")[0]) for word in overrides]
+    with pytest.raises(ValueError, match="|".join(words)):
+        question("run", compose("run", *overrides))
+
+
+def test_a_grid_too_large_to_enumerate_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"points; 200,000 are the most"):
+        question("run", compose("run", "grid.alpha.step=0.0001", "grid.beta.step=0.0001"))
+
+
+def test_a_target_is_an_unknown_key_anywhere(tmp_path: Path) -> None:
+    mark = tmp_path / "executed"
+    target = {"_target_": "pathlib.Path.touch", "_args_": [str(mark)]}
+    for where in ("", "baseline", "recipe", "executor", "grid.alpha"):
+        composed = compose("run")
+        with open_dict(composed):
+            (OmegaConf.select(composed, where) if where else composed).update(target)
+        with pytest.raises(ValueError, match=r"_target_.*is not a known"):
+            question("run", composed)
+    assert not mark.exists()
+
+
+def test_a_whole_number_for_a_float_makes_the_same_experiment() -> None:
+    whole, point = (question("run", compose("run", f"budget.macs_ratio={text}")) for text in ("2", "2.0"))
+    assert whole.budget == point.budget
+    assert json.dumps(whole.budget.macs_ratio) == "2.0"
+
+
+def test_a_study_is_named_by_what_decides_it_and_nothing_else() -> None:
+    name = question("run", compose("run")).study
+    for same in ("recipe.seeds=1", "phis=[1]", "executor.threads=2", "tracking=none", "data.cache=/x", "workspace=w"):
+        assert question("run", compose("run", same)).study == name
+    for other in ("recipe.epochs=3", "data.num_val=9000", "budget.tolerance=0.2", "grid=nni", "search.confidence=0.9"):
+        assert question("run", compose("run", other)).study != name
+    assert question("run", compose("run", "study=7")).study == "7"
+
+
+def test_making_an_experiment_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for primary in PRIMARIES:
+        question(primary, compose(primary, *QUESTIONS[primary][1]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    made = question("run", compose("run"))
+    path = tmp_path / "settings.yaml"
+    path.write_text(config.to_yaml(made.settings))
+    assert config.decisive_settings(config.from_yaml(path)) == config.decisive_settings(made.settings)
+    assert config.load_baseline(config.from_yaml(path)) == made.baseline
+
+
+GARBAGE = {
+    "tag": "a: !!python/object/apply:pathlib.Path.touch ['{mark}']",
+    "unfinished": "a: [1, ",
+    "tabs": "a:\n\t- 1",
+    "interpolation": "a: ${{",
+    "list": "- 1",
+    "word": "word",
+    "empty": "",
+    "binary": "\udcff\udcfe",
+}
+
+
+@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in GARBAGE.items()])
+def test_a_damaged_file_is_named_and_nothing_in_it_runs(tmp_path: Path, text: str) -> None:
+    path, mark = tmp_path / "settings.yaml", tmp_path / "mark"
+    path.write_bytes(text.replace("{mark}", str(mark)).encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"settings\.yaml|is None"):
+        config.decisive_settings(config.from_yaml(path))
+    assert not mark.exists()
+
+
+def test_an_interpolation_in_a_saved_file_is_not_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "resolved")
+    path = tmp_path / "settings.yaml"
+    path.write_text("a: ${oc.env:SECRET}\nb: ${a}")
+    assert config.from_yaml(path) == {"a": "${oc.env:SECRET}", "b": "${a}"}
+
+
+def test_the_only_study_needs_no_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no study in"):
+        config.find_study(tmp_path, None)
+    for name in ("one", "two"):
+        directory = config.study_directory(tmp_path, name)
+        directory.mkdir(parents=True)
+        if name == "two":
+            assert config.find_study(tmp_path, None).name == "one"
+        (directory / "settings.yaml").touch()
+    with pytest.raises(ValueError, match=r"study=NAME is missing; .*one, two"):
+        config.find_study(tmp_path, None)
+    with pytest.raises(ValueError, match="did you mean 'two'"):
+        config.find_study(tmp_path, "twos")
+    assert config.find_study(tmp_path, "two") == config.study_directory(tmp_path, "two")
+
+
+@pytest.mark.parametrize("given", [(), COEFFICIENTS[:2], (*COEFFICIENTS, "study=x")])
+def test_variants_wants_either_coefficients_or_a_study(given: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"got neither|not both|gamma is missing"):
+        question("variants", compose("variants", *given))
+
+
+def compose_with(primary: str, key: str, value: object, *, add: bool = False) -> DictConfig:
+    composed = compose(primary, *QUESTIONS[primary][1])
+    OmegaConf.update(composed, key, value, merge=False, force_add=add)
+    return composed
+
+
+def last(key: str) -> str:
+    return key.rpartition(".")[2]
