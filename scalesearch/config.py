@@ -388,7 +388,7 @@ def _grid(values: Mapping[str, Any]) -> Grid:
     _known(values, [f.name for f in dataclasses.fields(Grid)], "grid")
     axes = {name: _axis(values[name], f"grid.{name}") for name in ("alpha", "beta", "gamma")}
     product = _decimal(values["product"], "grid.product", 1e-3, 1e6)
-    tolerance = _decimal(values["product_tolerance"], "grid.product_tolerance", 0, 1e6)
+    tolerance = _decimal(values["product_tolerance"], "grid.product_tolerance", 1e-6, 1e6)
     points = math.prod(len(axis.values()) for axis in axes.values())
     if points > 200_000:
         raise ValueError(f"the grid has {points:,} points; 200,000 are the most. Raise a step or narrow an axis")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -41,15 +40,14 @@ def search_and_scale(experiment: Experiment, out: Screen, *, retry: bool = False
     _refuse_infeasible(plan, experiment)
     with lock_study(experiment.directory):
         data = load(experiment.data, log=out.warn)
-        study.open_study(experiment, plan, data)
-        if retry:
-            out.say(f"{study.forget_failures(experiment, plan, data)} failed evaluations are run again")
-        out.say(screen.summary(plan, experiment))
         with (
             EXECUTORS[experiment.executor_name](**experiment.executor) as executor,
-            _log(experiment, plan, data) as log,
+            _opened(experiment, plan, data) as log,
         ):
             evaluator = Evaluator(Ledger(experiment.workspace), executor, experiment.data)
+            if retry:
+                out.say(f"{study.forget_failures(experiment, plan, data)} failed evaluations are run again")
+            out.say(screen.summary(plan, experiment))
 
             # Step 1: fix phi = 1 and search alpha, beta, gamma on a small grid, by training every candidate.
             trained: list[Trained] = []
@@ -70,6 +68,7 @@ def search_and_scale(experiment: Experiment, out: Screen, *, retry: bool = False
             study.write_trials(experiment, trained)
             if not _any_finished(trained):
                 out.warn(_all_failed(trained))
+                out.answer({"study": experiment.study, "chosen": None, "evaluations": study.counts(trained)})
                 return ALL_FAILED
             choice = select(trained, confidence=experiment.search.confidence)
             chosen = next(candidate for candidate in plan.candidates if candidate.id == choice.chosen)
@@ -277,7 +276,8 @@ def _expected_seconds(plan: Plan, experiment: Experiment) -> float:
     middle = sorted(plan.candidates, key=lambda candidate: candidate.network.depth)[len(plan.candidates) // 2]
     timed = (plan.baseline, middle)
     per_mac = sum(
-        seconds_per_image(c.network, experiment.recipe, threads=threads, budget_seconds=0.3) / c.cost.macs for c in timed
+        seconds_per_image(c.network, experiment.recipe, threads=threads, budget_seconds=0.3) / c.cost.macs
+        for c in timed
     ) / len(timed)
     # Scoring an image is a forward pass, a third of a training step.
     images = experiment.description.num_train * experiment.recipe.epochs + experiment.description.num_val / 3
@@ -286,7 +286,9 @@ def _expected_seconds(plan: Plan, experiment: Experiment) -> float:
     return per_mac * images * macs / min(workers, _num_evaluations(plan, experiment)) + overhead
 
 
-def _log(experiment: Experiment, plan: Plan, data: Data) -> StudyLog:
+def _opened(experiment: Experiment, plan: Plan, data: Data) -> StudyLog:
+    """The study's directory, made or found to be that of the same search, and what MLflow is told of it."""
+    study.open_study(experiment, plan, data)
     tracker = Tracker(
         uri=experiment.tracking.uri,
         workspace=experiment.workspace,
@@ -314,7 +316,9 @@ def _log(experiment: Experiment, plan: Plan, data: Data) -> StudyLog:
 
 
 def _finished(trained: Sequence[Trained], name: str) -> list[Evaluation]:
-    return [t.outcome.evaluation for t in trained if t.candidate.id == name and t.outcome.result is not None]
+    """The finished evaluations of a candidate, by seed: in which order they came must not matter."""
+    finished = [t.outcome.evaluation for t in trained if t.candidate.id == name and t.outcome.result is not None]
+    return sorted(finished, key=lambda evaluation: evaluation.seed)
 
 
 def _any_finished(trained: Sequence[Trained]) -> bool:

@@ -53,7 +53,8 @@ class Screen:
 
     def table(self, title: str, rows: Sequence[Row], columns: Mapping[str, str]) -> None:
         """Rows as a table. `columns` maps a row's key to its heading; values are words already."""
-        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        self._console.print(title, style="bold", markup=False, soft_wrap=True)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for key, heading in columns.items():
             numeric = all(_is_number(row[key]) for row in rows)
             heading = heading.replace(" ", "\n", 1)  # narrow enough for a terminal of 100 columns
@@ -180,7 +181,7 @@ def show_answer(screen: Screen, experiment: Experiment, answer: Mapping[str, Any
         }
         for row in ranked.to_dict("records")
     ]
-    accuracy = {"accuracy": "val. accuracy (%)", "interval": f"{confidence} interval", "std": "sd", "seeds": "seeds"}
+    accuracy = {"accuracy": "val. accuracy (%)", "interval": f"interval {confidence}", "std": "sd", "seeds": "seeds"}
     screen.table("Candidates", rows, _COEFFICIENT_COLUMNS | accuracy | {"mark": ""})
 
     chosen, test = answer["chosen"], answer["test_accuracy"]
@@ -208,7 +209,11 @@ def show_answer(screen: Screen, experiment: Experiment, answer: Mapping[str, Any
     if counts["failed"]:
         screen.say("`scalesearch retry` with the same overrides runs the failed ones again; `status` gives the reasons")
     screen.say(f"tables, figures, coefficients.yaml and variants: {experiment.directory}")
-    screen.say(f"MLflow: scalesearch ui study={experiment.study} workspace={experiment.workspace}")
+    place = f"study={experiment.study} workspace={experiment.workspace}"
+    if experiment.tracking.name == "mlflow":
+        screen.say(f"MLflow: scalesearch ui {place}")
+    else:
+        screen.say(f"nothing was sent to MLflow; later: scalesearch sync {place}")
 
 
 def show_family(

@@ -41,7 +41,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Grid:
-    """Points (alpha, beta, gamma), and the constraint that their product is nearer to `product` than `product_tolerance`.
+    """Points (alpha, beta, gamma); their product must be nearer to `product` than `product_tolerance`.
 
     In exact decimals: (1.9, 1, 1) is 0.1 from 2 and therefore out at a tolerance of 0.1, whatever binary floats say.
     """
@@ -160,43 +160,38 @@ def grid(
 
     with _storing(storage):
         shown = _open_study(storage, study)
-        complete = {t.user_attrs.get("network") for t in shown.get_trials(states=(optuna.trial.TrialState.COMPLETE,))}
+        told = {
+            trial.user_attrs["network"]: trial.user_attrs["finished"]
+            for trial in shown.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+        }
     trials: dict[str, optuna.trial.Trial] = {}
-    waiting: dict[str, int] = {}  # evaluations of a candidate that have not come back
-    accuracies: dict[str, list[float]] = {}
+    outcomes: dict[str, list[Outcome]] = {}
     owner: dict[Evaluation, list[Candidate]] = {}
+
+    def wanted(candidate: Candidate) -> list[Evaluation]:
+        return [Evaluation(candidate.network, recipe, data, seed) for seed in seeds]
 
     def evaluations() -> Iterator[Evaluation]:
         for candidate in (plan.baseline, *plan.candidates):
-            wanted = [Evaluation(candidate.network, recipe, data, seed) for seed in seeds]
-            if candidate.id != BASELINE and wanted[0].key not in complete:
+            network = wanted(candidate)[0].key
+            if candidate.id != BASELINE and network not in told:
                 with _storing(storage):
-                    trials[candidate.id] = _ask(shown, space, candidate, network=wanted[0].key)
-            waiting[candidate.id], accuracies[candidate.id] = len(wanted), []
-            for evaluation in wanted:
+                    trials[candidate.id] = _ask(shown, space, candidate, network)
+            for evaluation in wanted(candidate):
                 owner.setdefault(evaluation, []).append(candidate)
                 yield evaluation
 
     for outcome in evaluator.run(evaluations()):
         candidate = owner[outcome.evaluation].pop(0)
         yield Trained(candidate, outcome)
-        waiting[candidate.id] -= 1
-        if outcome.result is not None:
-            accuracies[candidate.id].append(outcome.result.val_accuracy)
-        trial = trials.get(candidate.id)
-        if trial is None:
-            continue
-        with _storing(storage):
-            if outcome.result is not None:
-                trial.report(outcome.result.val_accuracy, step=outcome.evaluation.seed)
-            else:
-                trial.set_user_attr(f"failed_seed_{outcome.evaluation.seed}", outcome.reason)
-            if waiting[candidate.id] == 0:
-                values = accuracies[candidate.id]
-                if values:
-                    shown.tell(trial, sum(values) / len(values))
-                else:
-                    shown.tell(trial, state=optuna.trial.TrialState.FAIL)
+        mine = outcomes.setdefault(candidate.id, [])
+        mine.append(outcome)
+        if candidate.id != BASELINE and len(mine) == len(seeds):
+            network = wanted(candidate)[0].key
+            finished = sorted(o.evaluation.key for o in mine if o.result is not None)
+            if told.get(network) != finished:  # else the study shows it already
+                with _storing(storage):
+                    _tell(shown, trials.get(candidate.id) or _ask(shown, space, candidate, network), mine, finished)
 
 
 @contextlib.contextmanager
@@ -228,7 +223,7 @@ def _open_study(storage: str, name: str) -> optuna.Study:
     return study
 
 
-def _ask(study: optuna.Study, space: Grid, candidate: Candidate, *, network: str) -> optuna.trial.Trial:
+def _ask(study: optuna.Study, space: Grid, candidate: Candidate, network: str) -> optuna.trial.Trial:
     import optuna
 
     chosen = candidate.coefficients
@@ -253,6 +248,24 @@ def _ask(study: optuna.Study, space: Grid, candidate: Candidate, *, network: str
     }.items():
         trial.set_user_attr(name, value)
     return trial
+
+
+def _tell(study: optuna.Study, trial: optuna.trial.Trial, outcomes: Sequence[Outcome], finished: list[str]) -> None:
+    """Seeds as intermediate values, their mean as value; a candidate of which nothing finished has failed."""
+    import optuna
+
+    values = []
+    for outcome in sorted(outcomes, key=lambda o: o.evaluation.seed):
+        if outcome.result is None:
+            trial.set_user_attr(f"failed_seed_{outcome.evaluation.seed}", outcome.reason)
+        else:
+            values.append(outcome.result.val_accuracy)
+            trial.report(values[-1], step=outcome.evaluation.seed)
+    trial.set_user_attr("finished", finished)
+    if values:
+        study.tell(trial, sum(values) / len(values))
+    else:
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
 
 def sqlite(path: Path) -> str:

@@ -1,8 +1,9 @@
 """The choice: the best mean validation accuracy, how sure it is, and which candidates cannot be told from it.
 
-Candidates share their validation images and their seeds, so two of them are compared image by image. What a
-comparison is uncertain by has two sources: the seeds (how a training falls out), pooled over all candidates
-because a few seeds of one alone say little; and the images (another validation set would order them otherwise).
+Candidates share their validation images and their seeds (a seed gives all of them the same order of the same
+images), so two of them are compared seed by seed and image by image. What a comparison is uncertain by has two
+sources: the seeds (how a training falls out), pooled over all networks because a few seeds of one alone say little;
+and the images (another validation set would order them otherwise).
 """
 
 from __future__ import annotations
@@ -81,11 +82,12 @@ def select(trained: Sequence[Trained], *, confidence: float) -> Choice:
         raise ValueError("no candidate finished, so there is nothing to choose from; see the reasons above")
     chosen = min(contenders, key=lambda name: (-means[name], known[name].cost.macs, name))
 
-    deviation, freedom = _pooled(finished)
+    deviation, freedom = _between_seeds(finished)
+    paired = _within_seeds(finished)
     rows = []
     for name in contenders:
         if name != chosen:
-            difference, error, degrees = _compare(finished[chosen], finished[name], deviation, freedom)
+            difference, error, degrees = _compare(finished[chosen], finished[name], *paired)
             p_value = _one_sided(difference, error, degrees)
             corrected = min(1.0, p_value * (len(contenders) - 1))
             rows.append((name, difference, error, degrees, p_value, corrected))
@@ -142,8 +144,8 @@ def _columns(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _pooled(finished: Mapping[str, Mapping[int, Correct]]) -> tuple[float, int]:
-    """(standard deviation between seeds, its degrees of freedom), pooled over all networks trained."""
+def _between_seeds(finished: Mapping[str, Mapping[int, Correct]]) -> tuple[float, int]:
+    """(standard deviation of a network's accuracy between seeds, its degrees of freedom), pooled over all networks."""
     squares, freedom = 0.0, 0
     for seeds in finished.values():
         accuracies = np.array([c.mean() for c in seeds.values()])
@@ -152,40 +154,47 @@ def _pooled(finished: Mapping[str, Mapping[int, Correct]]) -> tuple[float, int]:
     return (math.sqrt(squares / freedom), freedom) if freedom else (math.nan, 0)
 
 
+def _within_seeds(finished: Mapping[str, Mapping[int, Correct]]) -> tuple[float, int]:
+    """The same after what a seed does to all networks is taken off: the noise of a difference paired by seed.
+
+    The residual of accuracy = network + seed, by least squares, so that networks may lack some of the seeds.
+    """
+    rows = [(name, seed, c.mean()) for name, seeds in finished.items() for seed, c in seeds.items()]
+    names, seeds = sorted(finished), sorted({seed for _, seed, _ in rows})
+    design = np.array([[n == name for n in names] + [s == seed for s in seeds] for name, seed, _ in rows], dtype=float)
+    accuracies = np.array([accuracy for *_, accuracy in rows])
+    solution, _, rank, _ = np.linalg.lstsq(design, accuracies, rcond=None)
+    freedom = len(rows) - int(rank)
+    squares = float(((accuracies - design @ solution) ** 2).sum())
+    return (math.sqrt(squares / freedom), freedom) if freedom else (math.nan, 0)
+
+
 def _compare(
     best: Mapping[int, Correct], other: Mapping[int, Correct], deviation: float, freedom: int
 ) -> tuple[float, float, float]:
-    """(mean difference, its standard error, degrees of freedom) of two candidates.
+    """(mean difference over the seeds that both have, its standard error, degrees of freedom) of two candidates.
 
-    The standard error adds the seeds' part, deviation^2 (1 / seeds + 1 / seeds), to the images' part: how much the
-    difference varies between images, of which the noise that the seeds leave in it has been taken off. The same
-    seed in two networks is no pair, so each network's noise is its own, and numbers of seeds may differ.
+    The standard error adds the seeds' part, 2 deviation^2 / seeds, to the images' part: how much the difference
+    varies between images, of which the noise that the seeds leave in it has been taken off. Nothing is known
+    (NaN) where no seed is shared.
     """
-    mean = _mean(best) - _mean(other)
-    if not freedom:
-        return mean, math.nan, 0.0
-    seeds_part = deviation**2 * (1 / len(best) + 1 / len(other))
-    (by_image, noise), (other_by_image, other_noise) = _by_image(best), _by_image(other)
-    between = float((by_image - other_by_image).var(ddof=1))
-    images_part = max(0.0, between - noise - other_noise) / len(by_image)
+    shared = sorted(best.keys() & other.keys())
+    if not shared or not freedom:
+        return _mean(best) - _mean(other), math.nan, 0.0
+    table = np.stack([best[s].astype(np.float64) - other[s] for s in shared])  # (S, N), entries -1, 0, 1
+    num_seeds, num_images = table.shape
+    by_image = table.mean(0)
+    noise = 0.0  # with one seed it is not known, and stays in the images' part, which errs to the safe side
+    if num_seeds > 1:
+        rest = table - by_image - table.mean(1, keepdims=True) + table.mean()
+        noise = float((rest**2).sum()) / ((num_seeds - 1) * (num_images - 1)) / num_seeds
+    seeds_part = 2 * deviation**2 / num_seeds
+    images_part = max(0.0, float(by_image.var(ddof=1)) - noise) / num_images
     variance = seeds_part + images_part
     # Satterthwaite: the images' part has as good as infinitely many degrees of freedom.
     degrees = freedom * (variance / seeds_part) ** 2 if seeds_part > 0 else math.inf
-    return mean, math.sqrt(variance), degrees
-
-
-def _by_image(seeds: Mapping[int, Correct]) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
-    """(each image's mean over the seeds, its variance that is due to the seeds: the residual of image x seed).
-
-    With one seed that variance is not known; 0 then leaves it in the images' part, which errs to the safe side.
-    """
-    table = np.stack([c.astype(np.float64) for c in seeds.values()])  # (S, N)
-    num_seeds, num_images = table.shape
-    by_image = table.mean(0)
-    if num_seeds == 1:
-        return by_image, 0.0
-    rest = table - by_image - table.mean(1, keepdims=True) + table.mean()
-    return by_image, float((rest**2).sum()) / ((num_seeds - 1) * (num_images - 1)) / num_seeds
+    same = {s: best[s] for s in shared}, {s: other[s] for s in shared}
+    return _mean(same[0]) - _mean(same[1]), math.sqrt(variance), degrees
 
 
 def _one_sided(difference: float, error: float, degrees: float) -> float:

@@ -67,7 +67,7 @@ def status(workspace: Path, directory: Path) -> dict[str, Any]:
 
     state: "running", "finished", or "interrupted" (not at its end, and no driver alive).
     """
-    ledger, planned = Ledger(workspace), json.loads((directory / "evaluations.json").read_text())["evaluations"]
+    ledger, planned = Ledger(workspace), _planned(directory / "evaluations.json")
     done, failures, accuracies = 0, [], dict[str, list[float]]()
     for row in planned:
         record = ledger.get(row["key"])
@@ -90,6 +90,23 @@ def status(workspace: Path, directory: Path) -> dict[str, Any]:
         "best": {"candidate": best, "val_accuracy_mean": means[best]} if best else None,
         "directory": str(directory),
     }
+
+
+def _planned(path: Path) -> list[dict[str, Any]]:
+    try:
+        planned: list[dict[str, Any]] = json.loads(path.read_bytes())["evaluations"]
+        if all({"candidate", "seed", "key"} <= row.keys() for row in planned):
+            return planned
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise ValueError(f"{path} is missing or damaged; the study's `scalesearch run` command writes it again")
+
+
+def counts(trained: Sequence[Trained]) -> dict[str, int]:
+    """How many evaluations were trained now, taken from the ledger, and failed (now or before)."""
+    failed = sum(one.outcome.result is None for one in trained)
+    reused = sum(one.outcome.reused and one.outcome.result is not None for one in trained)
+    return {"trained": len(trained) - failed - reused, "reused": reused, "failed": failed}
 
 
 def write_trials(experiment: Experiment, trained: Sequence[Trained]) -> None:
@@ -150,8 +167,6 @@ def write_answer(
             "seeds": int(row["num_seeds"]),
         }
 
-    failed = sum(one.outcome.result is None for one in trained)
-    reused = sum(one.outcome.reused and one.outcome.result is not None for one in trained)
     answer = {
         "study": experiment.study,
         "chosen": {
@@ -169,7 +184,7 @@ def write_answer(
             **{key: rows[BASELINE][key] for key in ("macs", "params", "activations", "depth", "resolution")},
             **scores(BASELINE),
         },
-        "evaluations": {"trained": len(trained) - failed - reused, "reused": reused, "failed": failed},
+        "evaluations": counts(trained),
         "variants": rows_of_family,
         "directory": str(directory),
     }
