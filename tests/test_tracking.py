@@ -549,3 +549,24 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def test_a_kill_while_the_database_is_made_leaves_none_that_cannot_be_opened(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from scalesearch.tracking.connection import connected; "
+        f"connected(None, Path({str(tmp_path)!r}))"
+    )
+    maker = subprocess.Popen([sys.executable, "-c", code])
+    while not list(tmp_path.glob(".mlflow.db.*.new")):
+        assert maker.poll() is None, "the database was made before it could be killed"
+        time.sleep(0.001)
+    time.sleep(0.05)
+    maker.kill()
+    maker.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+
+    tracker = Tracker(uri=None, workspace=tmp_path, study="study", directory=tmp_path / "studies" / "study")
+    tracker.start_run("run:1", name="one")
+    tracker.end_run("run:1")
+    assert tracker.close() is None
+    assert not list(tmp_path.glob(".mlflow.db.*.new*"))

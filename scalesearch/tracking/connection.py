@@ -41,12 +41,23 @@ def connected(uri: str | None, workspace: Path) -> MlflowClient:
     if database is None:
         return MlflowClient(tracking_uri=found, registry_uri=found)
     database.parent.mkdir(parents=True, exist_ok=True)
-    # The tables are made on first use, and two processes doing so at once crash each other.
+    # The tables are made on first use. Two processes doing so at once crash each other, and one that is killed while
+    # it does leaves a database that MLflow never opens again: so they are made elsewhere and moved into place.
     with lock(database.with_name(f"{database.name}.lock"), wait=True):
-        client = MlflowClient(tracking_uri=found, registry_uri=found)
-        client.search_experiments(max_results=1)
-        client.search_registered_models(max_results=1)
-        return client
+        if not database.exists():
+            for leftover in database.parent.glob(f".{database.name}.*.new*"):
+                leftover.unlink()
+            unfinished = database.with_name(f".{database.name}.{os.getpid()}.new")
+            _open(MlflowClient, f"sqlite:///{unfinished}")
+            unfinished.replace(database)
+        return _open(MlflowClient, found)
+
+
+def _open(client_class: type[MlflowClient], uri: str) -> MlflowClient:
+    client = client_class(tracking_uri=uri, registry_uri=uri)
+    client.search_experiments(max_results=1)
+    client.search_registered_models(max_results=1)
+    return client
 
 
 def studies(client: MlflowClient) -> list[str]:
