@@ -146,7 +146,7 @@ class StudyLog:
                 "phi": 0 if candidate.id == BASELINE else 1,
                 "product": round(coefficients.product, 6),
                 "resolution": candidate.network.resolution,
-                "depth": candidate.network.depth,
+                "num_blocks": candidate.network.depth,
             },
             tags={"triples": json.dumps([[t.alpha, t.beta, t.gamma] for t in candidate.triples])},
         )
