@@ -31,7 +31,7 @@ from scalesearch.data import DataSpec, Description, describe
 from scalesearch.executor import EXECUTORS
 from scalesearch.network import Network, from_table
 from scalesearch.scaling import Coefficients, Proxy, Rounding, shrink
-from scalesearch.search import Axis, Grid
+from scalesearch.search import STRATEGIES, Axis, Grid
 from scalesearch.training import Recipe
 
 Section = typing.TypeVar("Section")
@@ -45,8 +45,8 @@ class Search:
     confidence: float
 
     def __post_init__(self) -> None:
-        if self.strategy != "grid":
-            raise ValueError(f"search.strategy is {self.strategy!r}; known: grid")
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"search.strategy is {self.strategy!r}{_nearest(self.strategy, STRATEGIES)}")
         if not 0.5 <= self.confidence <= 0.9999:
             raise ValueError(f"search.confidence is {self.confidence!r}; it must be a number from 0.5 to 0.9999")
 

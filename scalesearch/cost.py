@@ -6,7 +6,6 @@ pass of one image: what the paper calls FLOPS, and half of what torch's counter 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -66,10 +65,3 @@ def stage_costs(network: Network) -> list[tuple[str, Cost]]:
     last = classifier(network)
     rows["classifier"] = Cost(last.macs, last.params, last.activations)
     return list(rows.items())
-
-
-METRICS: dict[str, Callable[[Network], int]] = {
-    "macs": lambda network: cost(network).macs,
-    "params": lambda network: cost(network).params,
-    "activations": lambda network: cost(network).activations,
-}

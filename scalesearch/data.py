@@ -44,8 +44,8 @@ class DataSpec:
 
     Args:
         name: a key of `DATASETS`.
-        num_train: training images used, the first of a fixed order of which every prefix keeps the classes' shares;
-            None: all that the validation split leaves.
+        num_train: training images used at most, the first of a fixed order in which every prefix keeps the
+            classes' shares; None: all that the validation split leaves.
         num_val: validation images, cut from the training set by `split_seed`; they do not depend on `num_train`.
         root: datasets of class folders only: the directory that holds train/ and, if there is one, test/ (or val/).
         cache: where downloads lie; None: $SCALESEARCH_CACHE, or scalesearch/ in the user's cache directory.
@@ -194,12 +194,11 @@ def _source(spec: DataSpec, log: Log) -> Source:
 
 def _describe(spec: DataSpec, source: Source) -> Description:
     left = source.num_train - spec.num_val
-    num_train = left if spec.num_train is None else spec.num_train
-    if num_train < 1 or num_train > left:
-        asked = f"data.num_val {spec.num_val}" + ("" if spec.num_train is None else f" + data.num_train {num_train}")
+    num_train = left if spec.num_train is None else min(left, spec.num_train)
+    if num_train < 1:
         raise ValueError(
-            f"{asked} is more than the {source.num_train} training images of '{spec.name}' can give; "
-            f"lower {'data.num_val' if left < 1 else f'data.num_train to {left} or less'}"
+            f"data.num_val {spec.num_val} leaves none of the {source.num_train} training images of '{spec.name}' to "
+            f"train on; lower data.num_val"
         )
     return Description(
         name=spec.name,

@@ -38,7 +38,7 @@ class AccuracyAgainstMacs(NamedTuple):
     macs: NDArray[np.float64]
     macs_ratio: NDArray[np.float64]
     accuracy: NDArray[np.float64]
-    low: NDArray[np.float64]  # ends of the 95 % interval; NaN where there is none (one seed)
+    low: NDArray[np.float64]  # ends of the confidence interval; NaN where there is none (one seed)
     high: NDArray[np.float64]
     left_out: tuple[str, ...]  # those without an accuracy: all their evaluations failed
 
@@ -141,7 +141,7 @@ def draw_accuracy_against_macs(numbers: AccuracyAgainstMacs, *, title: str = "")
         _head(figure, title, [handles[name] for name in ("chosen", "tied", "other", BASELINE) if name in handles])
         without = int((~has_interval).sum())
         some = f"; {without} of {cost.size} have none (one seed)" if without else ""
-        bars_are = f"Bars: 95 % intervals{some}." if without < cost.size else "No intervals (one seed)."
+        bars_are = f"Bars: confidence intervals{some}." if without < cost.size else "No intervals (one seed)."
         _foot(figure, bars_are, numbers.left_out)
 
         chosen_first = sorted(range(len(role)), key=lambda i: role[i] != "chosen")

@@ -37,6 +37,8 @@ def search_and_scale(experiment: Experiment, out: Screen, *, retry: bool = False
     # The problem (equation 2): a baseline network, a budget on its counted cost, data to be accurate on.
     network, rounding = experiment.proxy_network
     plan = search.candidates(network, experiment.grid, experiment.budget, rounding)
+    if not plan.candidates:
+        out.answer({"study": experiment.study, "chosen": None, "evaluations": study.counts([])})
     _refuse_infeasible(plan, experiment)
     with lock_study(experiment.directory):
         data = load(experiment.data, log=out.warn)
@@ -52,7 +54,7 @@ def search_and_scale(experiment: Experiment, out: Screen, *, retry: bool = False
             # Step 1: fix phi = 1 and search alpha, beta, gamma on a small grid, by training every candidate.
             trained: list[Trained] = []
             with out.progress(total=_num_evaluations(plan, experiment), slots=evaluator.slots) as progress:
-                for one in search.grid(
+                for one in search.STRATEGIES[experiment.search.strategy](
                     plan,
                     experiment.grid,
                     seeds=range(experiment.seeds),
@@ -165,7 +167,7 @@ def show_variants(question: config.VariantsQuestion, out: Screen) -> int:
     variants.write(family, coefficients, directory, rounding=rounding)
     rows = variants.family_rows(family, coefficients, directory)
     screen.show_family(out, baseline.name, coefficients, rounding, rows)
-    out.say(f"written to {directory}; each loads as a baseline")
+    out.say(f"each loads as a baseline: scalesearch plan --config-dir {directory} baseline={rows[-1]['name']}")
     out.answer({"coefficients": study.point(coefficients), "rounding": rounding.name, "variants": rows})
     return DONE
 
@@ -253,8 +255,9 @@ def _refuse_infeasible(plan: Plan, experiment: Experiment) -> None:
     budget = experiment.budget
     if not plan.nearest:
         raise Infeasible(
-            f"none of the {plan.points} points of the grid has a product within {experiment.grid.product_tolerance} "
-            f"of {experiment.grid.product}. Raise grid.product_tolerance, or widen an axis or lower its step"
+            f"none of the {plan.points} points of the grid has a product nearer than "
+            f"{experiment.grid.product_tolerance} to {experiment.grid.product}. "
+            "Raise grid.product_tolerance, or widen an axis or lower its step"
         )
     nearest = "; ".join(
         f"{ratio:.3f} x (alpha={c.alpha:g}, beta={c.beta:g}, gamma={c.gamma:g})" for c, ratio in plan.nearest

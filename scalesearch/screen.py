@@ -139,17 +139,18 @@ def summary(plan: Plan, experiment: Experiment) -> str:
     triples = sum(len(candidate.triples) for candidate in plan.candidates)
     budget, grid = experiment.budget, experiment.grid
     network = plan.baseline.network
-    impossible = plan.dropped["impossible"]
+    impossible, known = plan.dropped["impossible"], experiment.description
     return "\n".join(
         [
             f"study {experiment.study}",
             f"1x network: {experiment.baseline.name} as a proxy of {network.depth} blocks at {network.resolution} px, "
             f"{count(plan.baseline.cost.macs)} multiply-adds, {count(plan.baseline.cost.params)} params",
-            f"{plan.points} points of the grid; dropped: {plan.dropped['product']} whose product is not within "
-            f"{grid.product_tolerance} of {grid.product}, {plan.dropped['budget']} whose counted cost is not within "
+            f"{plan.points} points of the grid; dropped: {plan.dropped['product']} whose product is not nearer than "
+            f"{grid.product_tolerance} to {grid.product}, {plan.dropped['budget']} whose counted cost is not within "
             f"{100 * budget.tolerance:g} % of {budget.macs_ratio:g} x"
             + (f", {impossible} that no network can have" if impossible else ""),
             f"{triples} triples are left, which are {len(plan.candidates)} different networks",
+            f"data: {known.name}, {known.num_train} images for training and {known.num_val} for validation",
         ]
     )
 

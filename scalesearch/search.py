@@ -194,6 +194,9 @@ def grid(
                     _tell(shown, trials.get(candidate.id) or _ask(shown, space, candidate, network), mine, finished)
 
 
+STRATEGIES = {"grid": grid}
+
+
 @contextlib.contextmanager
 def _storing(storage: str) -> Iterator[None]:
     """Whatever Optuna's storage raises (a full disk, a damaged file) comes out as an OSError that names it."""

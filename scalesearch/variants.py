@@ -14,7 +14,7 @@ from scalesearch.scaling import Coefficients, Rounding, scale
 
 @dataclass(frozen=True)
 class Variant:
-    """The baseline at one phi: `depth`, `width` and `resolution` are the multipliers before rounding."""
+    """The baseline scaled to one phi; `macs_ratio` is its counted cost over that of the baseline itself."""
 
     phi: float
     network: Network
@@ -23,13 +23,13 @@ class Variant:
 
 
 def family(network: Network, coefficients: Coefficients, phis: Sequence[float], *, rounding: Rounding) -> list[Variant]:
-    """The variants at `phis`, after the baseline itself (phi = 0), each with its counted cost.
+    """The variants at `phis`, each once and in rising order, with their counted costs; phi = 0 is the baseline itself.
 
     Errors: ValueError for a phi at which the network cannot be (named).
     """
     base = cost(network).macs
     variants = []
-    for phi in sorted({0.0, *map(float, phis)}):
+    for phi in sorted({float(phi) + 0.0 for phi in phis}):  # -0.0 is 0
         # repr, not :g, which would give two phis that differ in the seventh digit one file
         name = network.name if phi == 0 else f"{network.name}_phi{repr(phi).removesuffix('.0')}"
         try:
@@ -57,15 +57,14 @@ def family_rows(
             "activations": variant.cost.activations,
             "depth": variant.network.depth,
             "resolution": variant.network.resolution,
-            "file": str(directory / f"{variant.network.name}.yaml"),
+            "file": str(_file(directory, variant)),
         }
         for variant in variants
     ]
 
 
 def write(variants: Sequence[Variant], coefficients: Coefficients, directory: Path, *, rounding: Rounding) -> None:
-    """A YAML a variant, which loads again as a baseline: `scalesearch cost --config-dir ... baseline=NAME`."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """A YAML a variant in `directory`/baseline: `--config-dir directory baseline=NAME` loads it in any command."""
     for variant in variants:
         depth, width, resolution = coefficients.multipliers(variant.phi)
         comment = (
@@ -77,4 +76,8 @@ def write(variants: Sequence[Variant], coefficients: Coefficients, directory: Pa
             f"{variant.cost.params:,} params, {variant.cost.activations:,} activations"
         )
         text = variant.network.to_yaml(comment=comment)
-        write_atomic(directory / f"{variant.network.name}.yaml", text.encode())
+        write_atomic(_file(directory, variant), text.encode())
+
+
+def _file(directory: Path, variant: Variant) -> Path:
+    return directory / "baseline" / f"{variant.network.name}.yaml"

@@ -190,7 +190,6 @@ def test_a_group_that_is_no_group_is_refused_with_words(group: str, value: objec
         ("recipe.flip=1",),
         ("recipe.schedule=linear",),
         ("data.num_val=60000",),
-        ("data.num_train=1000000000",),
         ("executor.threads=0",),
         ("executor.devices=[gpu0]",),
         ("executor.devices=3",),

@@ -83,11 +83,8 @@ def test_a_value_that_cannot_be_meant_is_an_error(changes: dict[str, object], wo
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (
-            {"num_train": 1400},
-            r"data\.num_val 100 \+ data\.num_train 1400 is more than the 1438 training images.*1338 or",
-        ),
-        ({"num_train": None, "num_val": 1438}, r"data\.num_val 1438 is more than the 1438 .*; lower data\.num_val$"),
+        ({"num_train": None, "num_val": 1438}, r"data\.num_val 1438 leaves none of the 1438 .*; lower data\.num_val$"),
+        ({"num_train": 200, "num_val": 1500}, r"data\.num_val 1500 leaves none of the 1438 .*; lower data\.num_val$"),
         (
             {"root": "/somewhere"},
             r"data\.root is '/somewhere', but 'digits' lies in the cache; did you mean data=folder",
@@ -454,3 +451,8 @@ def test_the_cache_is_where_the_user_says(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SCALESEARCH_CACHE", str(tmp_path / "own"))
     assert data_module._cache(spec) == tmp_path / "own"
     assert data_module._cache(replace(spec, cache="~/images")) == Path.home() / "images"
+
+
+def test_num_train_is_a_limit() -> None:
+    assert describe(replace(DIGITS, num_train=10**9)).num_train == describe(replace(DIGITS, num_train=None)).num_train
+    assert len(load(replace(DIGITS, num_train=1400)).train_images) == 1338

@@ -229,7 +229,9 @@ def test_a_figure_without_any_accuracy_says_so(draw: str) -> None:
     assert "no candidate has an accuracy" in texts(drawing.draw(drawing.data(CASES["all failed"]["candidates"])))
 
 
-@pytest.mark.parametrize(("missing", "words"), [(0, "95 % intervals."), (2, "2 of 7 have none"), (7, "No intervals")])
+@pytest.mark.parametrize(
+    ("missing", "words"), [(0, "confidence intervals."), (2, "2 of 7 have none"), (7, "No intervals")]
+)
 def test_missing_intervals_are_said_in_the_figure(missing: int, words: str) -> None:
     table = candidates_table(6)
     table.loc[: missing - 1, ["val_accuracy_low", "val_accuracy_high"]] = np.nan

@@ -285,9 +285,8 @@ def test_the_variants_are_files_that_cost_what_the_table_says(unbroken: Unbroken
 
 def test_a_variant_is_a_baseline(unbroken: Unbroken, tmp_path: Path) -> None:
     row = unbroken.ended.answer["variants"][1]
-    (tmp_path / "conf" / "baseline").mkdir(parents=True)
-    shutil.copy(row["file"], tmp_path / "conf" / "baseline")
-    words = [SCALESEARCH, "cost", f"baseline={row['name']}", "--config-dir", str(tmp_path / "conf"), "--json"]
+    variants = Path(row["file"]).parent.parent
+    words = [SCALESEARCH, "cost", f"baseline={row['name']}", "--config-dir", str(variants), "--json"]
     said = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=60)
     assert {key: json.loads(said.stdout)[key] for key in ("macs", "params")} == {
         key: row[key] for key in ("macs", "params")

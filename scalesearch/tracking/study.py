@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import json
+import re
 import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -15,6 +18,7 @@ from scalesearch.data import Data
 from scalesearch.ledger import write_atomic
 from scalesearch.search import BASELINE, Candidate, Trained
 from scalesearch.tracking.tracker import Status, Tracker
+from scalesearch.training import environment
 
 if TYPE_CHECKING:
     from scalesearch.selection import Choice
@@ -62,7 +66,9 @@ class StudyLog:
             source=source,
             profile={"num_train": known.num_train, "num_val": known.num_val, "num_test": known.num_test},
         )
-        tracker.log_artifact(self._parent, directory / "settings.yaml")
+        write_atomic(directory / "environment.json", json.dumps(_environment(), indent=1).encode())
+        for name in ("settings.yaml", "environment.json"):
+            tracker.log_artifact(self._parent, directory / name)
 
     def __enter__(self) -> StudyLog:
         return self
@@ -191,6 +197,18 @@ def _costs(candidate: Candidate) -> dict[str, float]:
         "params": candidate.cost.params,
         "activations": candidate.cost.activations,
     }
+
+
+def _environment() -> dict[str, str]:
+    """The driver's machine, and the version of every library that the search itself needs."""
+    versions = {}
+    for needed in importlib.metadata.requires("scalesearch") or ():
+        if "extra ==" in needed:
+            continue
+        name = re.split(r"[^A-Za-z0-9._-]", needed, maxsplit=1)[0]
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return environment() | dict(sorted(versions.items()))
 
 
 def _git_commit() -> dict[str, str]:
