@@ -52,13 +52,16 @@ class Screen:
             print(json.dumps(values, allow_nan=False), flush=True)
 
     def table(self, title: str, rows: Sequence[Row], columns: Mapping[str, str]) -> None:
-        """Rows as a table. `columns` maps a row's key to its heading; values are words already."""
-        self._console.print(title, style="bold", markup=False, soft_wrap=True)
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        """Rows as a table, narrow enough for a terminal of 80 columns; cells fold where it is narrower still.
+
+        `columns` maps a row's key to its heading, which breaks at its spaces; values are words already.
+        """
+        self.say(title)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
         for key, heading in columns.items():
             numeric = all(_is_number(row[key]) for row in rows)
-            heading = heading.replace(" ", "\n", 1)  # narrow enough for a terminal of 100 columns
-            table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric)
+            broken = heading.replace(" ", "\n").replace("(resolution)", "(reso-\nlution)").replace("-adds", "-\nadds")
+            table.add_column(broken, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             style = "bold" if row.get("mark") == "chosen" else None
             table.add_row(*(Text(str(row[key])) for key in columns), style=style)
@@ -174,16 +177,21 @@ def show_answer(screen: Screen, experiment: Experiment, answer: Mapping[str, Any
             "gamma": f"{row['gamma']:g}",
             "product": f"{row['product']:.3f}",
             "macs_ratio": f"{row['macs_ratio']:.3f}",
-            "macs": count(row["macs"]),
             "accuracy": _percent(row["val_accuracy_mean"]),
-            "interval": f"{_percent(row['val_accuracy_low'])} to {_percent(row['val_accuracy_high'])}",
+            "interval": f"±{_percent(row['val_accuracy_high'] - row['val_accuracy_mean'])}",
             "std": _percent(row["val_accuracy_std"]),
             "seeds": str(row["num_seeds"]),
         }
         for row in ranked.to_dict("records")
     ]
-    accuracy = {"accuracy": "val. accuracy (%)", "interval": f"interval {confidence}", "std": "sd", "seeds": "seeds"}
-    screen.table("Candidates", rows, _COEFFICIENT_COLUMNS | accuracy | {"mark": ""})
+    accuracy = {
+        "accuracy": "val. accuracy (%)",
+        "interval": confidence.replace(" ", "\u00a0"),
+        "std": "sd",
+        "seeds": "seeds",
+    }
+    columns = {key: heading for key, heading in _COEFFICIENT_COLUMNS.items() if key != "macs"}  # for 80 columns
+    screen.table(f"Candidates, with {confidence} intervals over the seeds", rows, columns | accuracy | {"mark": ""})
 
     chosen, test = answer["chosen"], answer["test_accuracy"]
     screen.say(
@@ -290,7 +298,7 @@ def count(number: float) -> str:
 
 def _is_number(value: object) -> bool:
     text = str(value)
-    return not text or text[0].isdigit() or text[0] in "+-"
+    return not text or text[0].isdigit() or text[0] in "+-±"
 
 
 _COEFFICIENT_COLUMNS = {
