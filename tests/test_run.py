@@ -244,7 +244,7 @@ def test_the_answer_has_the_keys_of_its_contract(unbroken: Unbroken) -> None:
     assert chosen | {"tied_with"} <= answer["chosen"].keys()
     assert answer["evaluations"] == {"trained": PLANNED, "reused": 0, "failed": 0}
     assert {"chosen", "baseline"} <= answer["test_accuracy"].keys()
-    assert [row["phi"] for row in answer["variants"]] == [0, 1, 2]
+    assert [row["phi"] for row in answer["variants"]] == [1, 2]
     assert answer == json.loads((directory(unbroken.workspace) / "result.json").read_text())
 
 
@@ -284,7 +284,7 @@ def test_the_variants_are_files_that_cost_what_the_table_says(unbroken: Unbroken
 
 
 def test_a_variant_is_a_baseline(unbroken: Unbroken, tmp_path: Path) -> None:
-    row = unbroken.ended.answer["variants"][1]
+    row = unbroken.ended.answer["variants"][0]
     variants = Path(row["file"]).parent.parent
     words = [SCALESEARCH, "cost", f"baseline={row['name']}", "--config-dir", str(variants), "--json"]
     said = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=60)
@@ -317,7 +317,7 @@ def test_status_and_variants_speak_of_the_finished_study(
     assert {key: variants.answer["coefficients"][key] for key in ("alpha", "beta", "gamma")} == {
         key: chosen[key] for key in ("alpha", "beta", "gamma")
     }
-    assert [row["phi"] for row in variants.answer["variants"]] == [0, 3]
+    assert [row["phi"] for row in variants.answer["variants"]] == [3]
     assert all(Path(row["file"]).exists() for row in variants.answer["variants"])
 
 
@@ -394,9 +394,10 @@ def test_mlflow_has_the_files_and_the_model(unbroken: Unbroken, runs: list[Any])
                 yield found.path
 
     logged = set(names())
-    assert {"settings.yaml", "result.json", "trials.csv", *TABLES} <= logged
+    assert {"settings.yaml", "environment.json", "result.json", "trials.csv", *TABLES} <= logged
     drawn = {f"figures/{path.name}" for path in (directory(unbroken.workspace) / "figures").iterdir()}
-    written = {f"variants/{path.name}" for path in (directory(unbroken.workspace) / "variants").iterdir()}
+    baselines = directory(unbroken.workspace) / "variants" / "baseline"
+    written = {f"variants/baseline/{path.name}" for path in baselines.iterdir()}
     assert drawn
     assert written
     assert drawn | written <= logged
