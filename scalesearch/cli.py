@@ -69,8 +69,6 @@ def _main(arguments: list[str]) -> int:
     rest = [word for word in rest if word != "--json"]
     if as_json and command not in JSON_COMMANDS:
         return _fail(f"{command} has no --json; these have: {', '.join(JSON_COMMANDS)}", USAGE)
-    if as_json and {"-m", "--multirun"} & set(rest):
-        return _fail("--json prints one object and --multirun runs several jobs; leave one of them away", USAGE)
     return _hydra(command, rest, lambda composed: _carry_out(command, composed, as_json))
 
 
