@@ -82,6 +82,18 @@ class Candidate:
     def coefficients(self) -> Coefficients:
         return self.triples[0]
 
+    def sizes(self) -> dict[str, float]:
+        """Nominal product and counted costs, `depth` in blocks and `resolution` in px: what every table says."""
+        return {
+            "product": round(self.coefficients.product, 6),
+            "macs": self.cost.macs,
+            "macs_ratio": self.ratio,
+            "params": self.cost.params,
+            "activations": self.cost.activations,
+            "depth": self.network.depth,
+            "resolution": self.network.resolution,
+        }
+
 
 class Plan(NamedTuple):
     """The candidates, and what became of the other points of the grid, counted by rule.

@@ -134,13 +134,7 @@ def _columns(candidate: Candidate) -> dict[str, Any]:
         "alpha": coefficients.alpha,
         "beta": coefficients.beta,
         "gamma": coefficients.gamma,
-        "product": round(coefficients.product, 6),
-        "macs": candidate.cost.macs,
-        "macs_ratio": candidate.ratio,
-        "params": candidate.cost.params,
-        "activations": candidate.cost.activations,
-        "depth": candidate.network.depth,
-        "resolution": candidate.network.resolution,
+        **candidate.sizes(),
     }
 
 

@@ -214,13 +214,7 @@ def candidate_values(candidate: Candidate) -> dict[str, Any]:
     return {
         "id": candidate.id,
         "triples": [[t.alpha, t.beta, t.gamma] for t in candidate.triples],
-        "product": round(candidate.coefficients.product, 6),
-        "macs": candidate.cost.macs,
-        "macs_ratio": candidate.ratio,
-        "params": candidate.cost.params,
-        "activations": candidate.cost.activations,
-        "depth": candidate.network.depth,
-        "resolution": candidate.network.resolution,
+        **candidate.sizes(),
     }
 
 
