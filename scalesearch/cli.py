@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import gc
 import os
 import signal
 import sys
@@ -27,10 +28,13 @@ COMMANDS = {
     "retry": "as run, and the failed evaluations once more",
     "variants": "the family of scaled networks for coefficients, given or of a study",
     "cost": "multiply-adds, params and activations of a network, by stage",
+    "train": "train one network, and say how accurate it is",
+    "export": "networks with their weights as YAML and safetensors, ONNX and torch.export programs, each checked",
+    "init": "write a network of your own, as a table and as a function, to be changed: init my_net",
     "ui": "MLflow's interface on this machine, with links to the study",
     "sync": "bring into MLflow what has not arrived there",
 }
-JSON_COMMANDS = ("run", "plan", "status", "retry", "variants", "cost")
+JSON_COMMANDS = ("run", "plan", "status", "retry", "variants", "cost", "train", "export")
 
 DONE, USAGE, SOME_FAILED, ALL_FAILED, INFEASIBLE, LOCKED, ENVIRONMENT = 0, 2, 3, 4, 5, 6, 7
 INTERRUPTED, TERMINATED = 130, 143
@@ -61,6 +65,10 @@ def _main(arguments: list[str]) -> int:
     if arguments[0] == "-sc":
         return _complete(arguments)
     command, *rest = arguments
+    if command == "init" and rest and "=" not in rest[0] and not rest[0].startswith("-"):
+        rest[0] = f"name={rest[0]}"
+    if any(word.startswith("baseline.factory=") for word in rest) and not any(w.startswith("baseline=") for w in rest):
+        rest.append("baseline=factory")
     if command not in COMMANDS:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -176,16 +184,24 @@ def _compose(primary: str, task: Callable[[DictConfig], int], overrides: Sequenc
 
 def _carry_out(command: str, composed: DictConfig, as_json: bool) -> int:
     """One job: every error becomes one message and the documented exit code."""
-    from scalesearch import run
+    first = "scalesearch.commands" not in sys.modules
+    if first:  # what is imported stays: searching it for garbage again and again takes a fifth of `plan`
+        gc.disable()
+    from scalesearch import commands
     from scalesearch.ledger import StudyLocked
+    from scalesearch.run import Infeasible
+
+    if first:
+        gc.freeze()
+        gc.enable()
 
     def terminate(number: int, frame: FrameType | None) -> NoReturn:
         raise _Terminated
 
     previous = signal.signal(signal.SIGTERM, terminate)
     try:
-        return run.COMMANDS[command](composed, as_json)
-    except run.Infeasible as error:
+        return commands.COMMANDS[command](composed, as_json)
+    except Infeasible as error:
         return _fail(str(error), INFEASIBLE)
     except StudyLocked as error:
         return _fail(str(error), LOCKED)
@@ -193,7 +209,7 @@ def _carry_out(command: str, composed: DictConfig, as_json: bool) -> int:
         return _fail(str(error), USAGE)
     except (BrokenPipeError, SystemExit):  # rich makes the one into the other
         _discard_output()
-        if command in ("run", "retry"):
+        if command in ("run", "retry", "train"):
             return _fail(
                 "standard output was closed; what is finished is kept, and the same command goes on", ENVIRONMENT
             )

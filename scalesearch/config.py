@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import io
 import json
+import keyword
 import math
 import re
 import typing
@@ -22,15 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from scalesearch.cost import Budget, cost
+from scalesearch.budget import METRICS, Budget, Limits, parse
+from scalesearch.cost import cost
 from scalesearch.data import DataSpec, Description, describe
 from scalesearch.executor import EXECUTORS
-from scalesearch.network import Network, from_table
-from scalesearch.scaling import Coefficients, Proxy, Rounding, shrink
+from scalesearch.model import trust
+from scalesearch.network import AnyNetwork, Factory, from_table
+from scalesearch.scaling import Coefficients, Proxy, Rounding, resize, shrink
 from scalesearch.search import STRATEGIES, Axis, Grid
 from scalesearch.training import Recipe
 
@@ -71,10 +75,11 @@ class Experiment:
 
     study: str
     workspace: Path
-    baseline: Network
+    baseline: AnyNetwork
     proxy: Proxy
     rounding: Rounding
     budget: Budget
+    limits: Limits
     grid: Grid
     search: Search
     recipe: Recipe
@@ -84,6 +89,7 @@ class Experiment:
     executor: Mapping[str, Any]
     tracking: Tracking
     phis: tuple[float, ...]
+    init: str | None  # the weights that trainings start from, as `pretrained.fetch` takes them
     settings: Mapping[str, Any]  # the composed configuration as plain values
 
     @property
@@ -95,18 +101,12 @@ class Experiment:
         return describe(self.data)
 
     @cached_property
-    def proxy_network(self) -> tuple[Network, Rounding]:
+    def proxy_network(self) -> tuple[AnyNetwork, Rounding]:
         """The 1x network that the search trains, fitted to the data, and the rounding of its scaling.
 
         Errors: ValueError where the baseline cannot be made that small.
         """
-        fitted = dataclasses.replace(
-            self.baseline, in_channels=self.description.in_channels, num_classes=self.description.num_classes
-        )
-        try:
-            return shrink(fitted, self.proxy, self.rounding)
-        except ValueError as error:
-            raise ValueError(f"the proxy of baseline {self.baseline.name!r} cannot be built: {error}") from None
+        return _proxy(self.baseline, self.proxy, self.rounding, self.description)
 
 
 _GROUPS = ("baseline", "proxy", "rounding", "budget", "grid", "search", "recipe", "data", "executor", "tracking")
@@ -117,13 +117,11 @@ def load_experiment(composed: DictConfig) -> Experiment:
 
     Errors: ValueError, one message: the key, what it is, what it must be.
     """
-    values = _plain(composed, (*_GROUPS, "study", "workspace", "phis"))
+    values = _plain(composed, (*_GROUPS, "study", "workspace", "phis", "init"))
     recipe = dict(_mapping(values, "recipe"))
     seeds = _number(recipe.pop("seeds", None), "recipe.seeds", int, 1, 1000)
     executor_name, executor = _executor(_mapping(values, "executor"))
-    budget = _section(Budget, values, "budget")
-    _number(budget.macs_ratio, "budget.macs_ratio", float, 1e-3, 1e6)
-    _number(budget.tolerance, "budget.tolerance", float, 0, 1e6)
+    budget, limits = _budget(_mapping(values, "budget"))
     experiment = Experiment(
         study="",
         workspace=_workspace(values),
@@ -131,6 +129,7 @@ def load_experiment(composed: DictConfig) -> Experiment:
         proxy=_section(Proxy, values, "proxy"),
         rounding=_section(Rounding, values, "rounding"),
         budget=budget,
+        limits=limits,
         grid=_grid(_mapping(values, "grid")),
         search=_section(Search, values, "search"),
         recipe=_section(Recipe, {"recipe": recipe}, "recipe"),
@@ -140,6 +139,7 @@ def load_experiment(composed: DictConfig) -> Experiment:
         executor=executor,
         tracking=_section(Tracking, values, "tracking"),
         phis=_phis(values.get("phis")),
+        init=_init(values["init"]),
         settings=values,
     )
     _ = experiment.proxy_network
@@ -150,21 +150,35 @@ def load_experiment(composed: DictConfig) -> Experiment:
 
 
 def decisive_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two searches different studies: all but seeds, phis, and where and how they run."""
+    """What makes two searches different studies: all but seeds, phis, and where and how they run.
+
+    `init` and limits are there only where they are given: studies from before they were known keep their digest.
+    """
     parts = {key: _mapping(values, key) for key in ("baseline", "proxy", "rounding", "budget", "grid", "search")}
+    parts["budget"] = {key: value for key, value in parts["budget"].items() if value is not None}
     recipe = {key: value for key, value in _mapping(values, "recipe").items() if key != "seeds"}
     data = {key: value for key, value in _mapping(values, "data").items() if key != "cache"}
-    return json.loads(json.dumps(parts | {"recipe": recipe, "data": data}))  # type: ignore[no-any-return]
+    init = {} if values.get("init") is None else {"init": values["init"]}
+    return json.loads(json.dumps(parts | {"recipe": recipe, "data": data} | init))  # type: ignore[no-any-return]
 
 
-def load_baseline(values: Mapping[str, Any]) -> Network:
-    """The network of the group `baseline`, its blocks checked."""
+def load_baseline(values: Mapping[str, Any], *, composed: bool = True) -> AnyNetwork:
+    """The network of the group `baseline`, its blocks checked.
+
+    What the user composed may name a function of theirs; what a study's file says may not (`model.trust`).
+    """
     table = dict(_mapping(values, "baseline"))
     name = table.pop("name", None)
+    if "factory" in table:
+        if table["factory"] is None:
+            raise ValueError("baseline.factory is missing; it must be written like my_package.my_net:make")
+        name = name or str(table["factory"]).partition(":")[0].rpartition(".")[2]
     if not isinstance(name, str) or not name:
         raise ValueError(f"baseline.name is {name!r}; it must be a name, such as mobilenetv2")
     network = from_table(table, name=name)
-    cost(network)  # refuses a block that nobody knows
+    if composed and isinstance(network, Factory):
+        trust(network.function)
+    cost(network)  # refuses a block that nobody knows, a function that makes no network
     return network
 
 
@@ -172,56 +186,206 @@ def load_baseline(values: Mapping[str, Any]) -> Network:
 class CostQuestion:
     """What `cost` asks: the baseline with depth and width multiplied and, if given, another resolution in px."""
 
-    baseline: Network
+    baseline: AnyNetwork
     rounding: Rounding
     depth: float
     width: float
     resolution: int | None
+    batch_size: int
 
 
 def load_cost(composed: DictConfig) -> CostQuestion:
     """The checked question of `cost`."""
-    values = _plain(composed, ("baseline", "rounding", "depth", "width", "resolution"))
+    values = _plain(composed, ("baseline", "rounding", "depth", "width", "resolution", "batch_size"))
     return CostQuestion(
         baseline=load_baseline(values),
         rounding=_section(Rounding, values, "rounding"),
         depth=_number(values["depth"], "depth", float, 0.01, 100),
         width=_number(values["width"], "width", float, 0.01, 100),
         resolution=_optional(values["resolution"], "resolution", 1, 16_384),
+        batch_size=_number(values["batch_size"], "batch_size", int, 1, 65_536),
+    )
+
+
+@dataclass(frozen=True)
+class TrainQuestion:
+    """What `train` asks: `network` is the baseline fitted to the data, as a proxy if asked, and scaled."""
+
+    baseline: AnyNetwork
+    network: AnyNetwork
+    recipe: Recipe
+    seeds: int
+    data: DataSpec
+    executor_name: str
+    executor: Mapping[str, Any]
+    init: str | None
+    test: bool
+    retry: bool
+    workspace: Path
+
+
+def load_train(composed: DictConfig) -> TrainQuestion:
+    """The checked question of `train`."""
+    groups = ("baseline", "proxy", "rounding", "recipe", "data", "executor")
+    own = ("depth", "width", "resolution", "init", "test", "retry", "workspace")
+    values = _plain(composed, (*groups, *own), optional=("grid",))  # a grid comes with recipe=quick
+    baseline, data = load_baseline(values), _section(DataSpec, values, "data")
+    proxy, rounding = _section(Proxy, values, "proxy"), _section(Rounding, values, "rounding")
+    small, grain = _proxy(baseline, proxy, rounding, describe(data))
+    network = resize(
+        small,
+        depth=_number(values["depth"], "depth", float, 0.01, 100),
+        width=_number(values["width"], "width", float, 0.01, 100),
+        rounding=grain,
+    )
+    resolution = _optional(values["resolution"], "resolution", 1, 16_384)
+    if resolution is not None:
+        network = dataclasses.replace(network, resolution=resolution)
+    cost(network)  # refuses a resolution that a patch does not divide
+    recipe = dict(_mapping(values, "recipe"))
+    seeds = _number(recipe.pop("seeds", None), "recipe.seeds", int, 1, 1000)
+    executor_name, executor = _executor(_mapping(values, "executor"))
+    return TrainQuestion(
+        baseline=baseline,
+        network=network,
+        recipe=_section(Recipe, {"recipe": recipe}, "recipe"),
+        seeds=seeds,
+        data=data,
+        executor_name=executor_name,
+        executor=executor,
+        init=_init(values["init"]),
+        test=_flag(values, "test"),
+        retry=_flag(values, "retry"),
+        workspace=_workspace(values),
     )
 
 
 @dataclass(frozen=True)
 class VariantsQuestion:
-    """What `variants` asks. Coefficients given, or those of a study; baseline and rounding are the study's then."""
+    """What `variants` asks: the family at `phis`, or where there are limits the network that meets them.
 
-    baseline: Network
+    coefficients: given or the paper's; None are those of the study, as are baseline and rounding then.
+    batch_size: of the step that training_memory is of.
+    """
+
+    baseline: AnyNetwork
     rounding: Rounding
     coefficients: Coefficients | None
     study: str | None
     workspace: Path
     phis: tuple[float, ...]
+    limits: Limits
+    batch_size: int | None
 
 
-def load_variants(composed: DictConfig) -> VariantsQuestion:
-    """The checked question of `variants`."""
-    values = _plain(composed, ("baseline", "rounding", "study", "workspace", "coefficients", "phis"))
+PAPERS = Coefficients(1.2, 1.1, 1.15)  # found for EfficientNet-B0 on ImageNet: arXiv:1905.11946, section 3.3
+
+
+BATCH_SIZE = 64  # of the step that training_memory is of, where no recipe says; that of recipe=default
+
+
+def load_variants(composed: DictConfig, *, phis: tuple[float, ...] = (1, 2, 3)) -> VariantsQuestion:
+    """The checked question of `variants`; `phis` are those of a question that gives neither phis nor limits."""
+    keys = ("baseline", "rounding", "study", "workspace", "coefficients", "phis", "budget", "batch_size")
+    values = _plain(composed, keys)
     given = {k: v for k, v in _mapping(values, "coefficients").items() if v is not None}
-    study = values["study"]
-    if bool(given) == bool(study):
+    study, budget = values["study"], _mapping(values, "budget")
+    if given and study:
+        raise ValueError("coefficients and study=NAME each say which coefficients are meant; give one of them")
+    _known(budget, METRICS, "budget")
+    limits = _limits(budget)
+    if limits.given() and values["phis"] is not None:
         raise ValueError(
-            "variants needs coefficients.alpha=, coefficients.beta= and coefficients.gamma=, or study=NAME, "
-            + ("not both" if given else "and got neither")
+            f"phis is {values['phis']!r}, and budget.{next(iter(limits.given()))} asks for the phi that meets it; "
+            "give one of them"
         )
-    coefficients = _section(Coefficients, {"coefficients": given}, "coefficients") if given else None
+    coefficients = _section(Coefficients, {"coefficients": given}, "coefficients") if given else PAPERS
     return VariantsQuestion(
         baseline=load_baseline(values),
         rounding=_section(Rounding, values, "rounding"),
-        coefficients=coefficients,
+        coefficients=None if study else coefficients,
         study=_study_name(study) if study else None,
         workspace=_workspace(values),
-        phis=_phis(values["phis"]),
+        phis=phis if values["phis"] is None else _phis(values["phis"]),
+        limits=limits,
+        batch_size=_optional(values["batch_size"], "batch_size", 1, 65_536),
     )
+
+
+@dataclass(frozen=True)
+class ExportQuestion:
+    """What `export` asks: the networks of `variants`, or a candidate that its study has trained, as files.
+
+    The weights of a variant are those of the file `weights`, start from `init`, or are drawn from `seed`.
+    """
+
+    variants: VariantsQuestion
+    candidate: str | None
+    weights: Path | None
+    init: str | None
+    seed: int
+    formats: tuple[str, ...]
+    directory: Path
+
+
+_OF_EXPORT = ("candidate", "weights", "init", "seed", "formats", "directory")
+
+
+def load_export(composed: DictConfig) -> ExportQuestion:
+    """The checked question of `export`, which has the keys of `variants` and its own."""
+    own, others = ([str(key) for key in composed if (key in _OF_EXPORT) is mine] for mine in (True, False))
+    values = _plain(OmegaConf.masked_copy(composed, own), _OF_EXPORT)
+    question = load_variants(OmegaConf.masked_copy(composed, others), phis=(1,))
+    for name, words in (
+        ("candidate", "a candidate of the study, such as c03, or chosen, or baseline"),
+        ("weights", "the path of a .safetensors file"),
+    ):
+        if values[name] is not None and not (isinstance(values[name], str) and values[name]):
+            raise ValueError(f"{name} is {values[name]!r}; it must be null or {words}")
+    given = [name for name in ("candidate", "weights", "init") if values[name] is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} each say which weights are exported; give one of them")
+    if values["candidate"] is not None and question.study is None:
+        raise ValueError(f"candidate is {values['candidate']!r}; of which study? study=NAME is missing")
+    if values["candidate"] is not None and (composed.phis is not None or question.limits.given()):
+        raise ValueError(f"candidate {values['candidate']} is exported as it was trained; leave phis and budget out")
+    formats = values["formats"]
+    if not isinstance(formats, list) or not all(isinstance(name, str) for name in formats):
+        raise ValueError(f"formats is {formats!r}; it must be a list, such as formats=[yaml,onnx,torch]")
+    return ExportQuestion(
+        variants=question,
+        candidate=values["candidate"],
+        weights=None if values["weights"] is None else Path(values["weights"]).expanduser(),
+        init=_init(values["init"]),
+        seed=_number(values["seed"], "seed", int, 0, 2**32 - 1),
+        formats=tuple(formats),
+        directory=question.workspace / "exports" if values["directory"] is None else _directory(values, "directory"),
+    )
+
+
+@dataclass(frozen=True)
+class InitQuestion:
+    """What `init` asks: the name of the new network, and where its folder is made."""
+
+    name: str
+    directory: Path
+
+
+def load_init(composed: DictConfig) -> InitQuestion:
+    """The checked question of `init`."""
+    if OmegaConf.is_missing(composed, "name"):
+        raise ValueError("a name is missing, such as: scalesearch init my_net")
+    values = _plain(composed, ("name", "directory"))
+    name = values["name"]
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z_][a-z0-9_]{0,63}", name) or keyword.iskeyword(name):
+        raise ValueError(f"name is {name!r}; it must be of small letters, digits and '_', as a Python module's")
+    shipped = [source.path for source in HydraConfig.get().runtime.config_sources if source.provider == "main"]
+    for taken in (name, f"{name}_factory"):
+        if any((Path(path) / "baseline" / f"{taken}.yaml").exists() for path in shipped):
+            raise ValueError(
+                f"name is {name!r}, but there is a baseline {taken!r} already, which would be taken instead"
+            )
+    return InitQuestion(name=name, directory=_directory(values, "directory"))
 
 
 @dataclass(frozen=True)
@@ -238,21 +402,25 @@ class StudyQuestion:
 def load_study(composed: DictConfig) -> StudyQuestion:
     """The checked question of `status`, `ui` and `sync`."""
     values = _plain(composed, ("study", "workspace"), optional=("tracking", "port", "rebuild"))
-    rebuild = values.get("rebuild", False)
-    if not isinstance(rebuild, bool):
-        raise ValueError(f"rebuild is {rebuild!r}; it must be true or false")
     return StudyQuestion(
         study=_study_name(values["study"]) if values.get("study") else None,
         workspace=_workspace(values),
         tracking=_section(Tracking, values, "tracking") if "tracking" in values else Tracking("mlflow"),
         port=_number(values.get("port", 5000), "port", int, 1024, 65_535),
-        rebuild=rebuild,
+        rebuild="rebuild" in values and _flag(values, "rebuild"),
     )
 
 
 def study_directory(workspace: Path, study: str) -> Path:
     """Where a study keeps its tables, figures and settings; it may not be there yet."""
     return workspace / "studies" / study
+
+
+def load_settings(directory: Path) -> Experiment:
+    """The experiment of a study that exists. A function that its settings name is not imported (`model.trust`)."""
+    settings = from_yaml(directory / "settings.yaml")
+    load_baseline(settings, composed=False)
+    return load_experiment(OmegaConf.create(settings))
 
 
 def find_study(workspace: Path, study: str | None) -> Path:
@@ -359,6 +527,13 @@ def _number(value: object, name: str, kind: type, low: float, high: float) -> An
     return kind(value)
 
 
+def _flag(values: Mapping[str, Any], name: str) -> bool:
+    value = values[name]
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; it must be true or false")
+    return value
+
+
 def _optional(value: object, name: str, low: int, high: int) -> int | None:
     return None if value is None else typing.cast("int", _number(value, name, int, low, high))
 
@@ -382,6 +557,20 @@ def _executor(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         if not re.fullmatch(r"cuda:\d+", device, re.ASCII):
             raise ValueError(f"executor.devices holds {device!r}; a device is written like 'cuda:0'")
     return name, checked
+
+
+def _budget(values: Mapping[str, Any]) -> tuple[Budget, Limits]:
+    """The two parts of the group; a limit may be left out."""
+    _known({**dict.fromkeys(METRICS), **values}, ("macs_ratio", "tolerance", *METRICS), "budget")
+    relative = {key: value for key, value in values.items() if key not in METRICS}
+    budget = _section(Budget, {"budget": relative}, "budget")
+    _number(budget.macs_ratio, "budget.macs_ratio", float, 1e-3, 1e6)
+    _number(budget.tolerance, "budget.tolerance", float, 0, 1e6)
+    return budget, _limits(values)
+
+
+def _limits(values: Mapping[str, Any]) -> Limits:
+    return Limits(**{name: parse(values[name], name) for name in METRICS if values.get(name) is not None})
 
 
 def _grid(values: Mapping[str, Any]) -> Grid:
@@ -417,17 +606,42 @@ def _phis(values: object) -> tuple[float, ...]:
     return tuple(float(_number(value, "phis", float, -20, 20)) for value in values)
 
 
+def _proxy(baseline: AnyNetwork, proxy: Proxy, rounding: Rounding, data: Description) -> tuple[AnyNetwork, Rounding]:
+    fitted = dataclasses.replace(baseline, in_channels=data.in_channels, num_classes=data.num_classes)
+    try:
+        return shrink(fitted, proxy, rounding)
+    except ValueError as error:
+        raise ValueError(f"the proxy of baseline {baseline.name!r} cannot be built: {error}") from None
+
+
+def _init(given: object) -> str | None:
+    """The source of initial weights; whether there are such weights is seen when they are fetched."""
+    if given is None:
+        return None
+    library = isinstance(given, str) and re.fullmatch(r"timm:[\w.]+(@.+)?|torchvision:[\w.]+", given)
+    path = str(given).partition("@")[2] if library else given
+    if not library and not (isinstance(given, str) and given.endswith(".safetensors") and "\0" not in given):
+        raise ValueError(
+            f"init is {given!r}; it must be null, timm:NAME, torchvision:NAME, or the path of a .safetensors file"
+        )
+    if path and not Path(str(path)).is_file():
+        raise ValueError(f"init is {given!r}; there is no file {path}")
+    return str(given)
+
+
 def _workspace(values: Mapping[str, Any]) -> Path:
-    given = values.get("workspace")
-    if not isinstance(given, str) or not given:
-        raise ValueError(f"workspace is {given!r}; it must be the path of a directory")
-    if "\0" in given:
-        raise ValueError(f"workspace is {given!r}; it must be the path of a directory")
+    return _directory(values, "workspace")
+
+
+def _directory(values: Mapping[str, Any], name: str) -> Path:
+    given = values.get(name)
+    if not isinstance(given, str) or not given or "\0" in given:
+        raise ValueError(f"{name} is {given!r}; it must be the path of a directory")
     path = Path(given).expanduser()
     for part in (path, *path.parents):
         if part.exists() and not part.is_dir():
             which = "which" if part == path else f"where {part}"
-            raise ValueError(f"workspace is {given!r}, {which} is a file; it must be the path of a directory")
+            raise ValueError(f"{name} is {given!r}, {which} is a file; it must be the path of a directory")
     return path
 
 

@@ -17,27 +17,33 @@ from typing import Any, NamedTuple
 from scalesearch.data import DataSpec
 from scalesearch.executor import LocalExecutor, RayExecutor
 from scalesearch.ledger import VERSION, Claim, Ledger, evaluation_key
-from scalesearch.network import Network
+from scalesearch.model import identity
+from scalesearch.network import AnyNetwork
 from scalesearch.training import Recipe, Result, run_specification, test_specification
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A network to be trained with a recipe on data (by fingerprint) from a seed; its key names it everywhere."""
+    """A network to be trained with a recipe on data (by fingerprint) from a seed; its key names it everywhere.
 
-    network: Network
+    `init` is the digest of the weights that it starts from (`pretrained.Initial`); None where chance draws them.
+    """
+
+    network: AnyNetwork
     recipe: Recipe
     data: str
     seed: int
+    init: str | None = None
 
     def specification(self) -> dict[str, Any]:
         """What the key is made of: plain values; names, devices and versions take no part."""
-        return {
-            "network": self.network.table(),
+        values = {
+            "network": identity(self.network),
             "recipe": asdict(self.recipe),
             "data": self.data,
             "seed": self.seed,
         }
+        return values if self.init is None else values | {"init": self.init}
 
     @cached_property
     def key(self) -> str:
@@ -83,6 +89,7 @@ class Evaluator:
                     elif evaluation is None:
                         break
                     elif (outcome := self._recorded(evaluation)) is not None:
+                        self._ledger.tidy(evaluation.key)
                         yield outcome
                     elif (claim := self._ledger.claim(evaluation.key)) is None:
                         elsewhere.append(evaluation)
@@ -144,12 +151,20 @@ class Evaluator:
             raise
 
     def _for_worker(self, evaluation: Evaluation) -> dict[str, Any]:
-        return evaluation.specification() | {
-            "name": evaluation.network.name,
-            "data_spec": asdict(self._data),
-            "weights": str(self._ledger.weights_path(evaluation.key).absolute()),
-            "checkpoint": str(self._ledger.checkpoint_path(evaluation.key).absolute()),
-        }
+        initial = (
+            {} if evaluation.init is None else {"initial": str(self._ledger.initial_path(evaluation.init).absolute())}
+        )
+        return (
+            evaluation.specification()
+            | initial
+            | {
+                "network": evaluation.network.table(),
+                "name": evaluation.network.name,
+                "data_spec": asdict(self._data),
+                "weights": str(self._ledger.weights_path(evaluation.key).absolute()),
+                "checkpoint": str(self._ledger.checkpoint_path(evaluation.key).absolute()),
+            }
+        )
 
     def _recorded(self, evaluation: Evaluation) -> Outcome | None:
         record = self._ledger.get(evaluation.key)

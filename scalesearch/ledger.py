@@ -87,8 +87,8 @@ class Ledger:
     """
 
     def __init__(self, workspace: Path) -> None:
-        self._directory = Path(workspace) / "evaluations"
-        for leftover in self._directory.glob(f"*/.*{_TEMPORARY}"):
+        self._directory, self._initial = Path(workspace) / "evaluations", Path(workspace) / "initial"
+        for leftover in (*self._directory.glob(f"*/.*{_TEMPORARY}"), *self._initial.glob(f".*{_TEMPORARY}")):
             with contextlib.suppress(FileNotFoundError):  # its writer, or another driver that sweeps, was faster
                 if time.time() - leftover.stat().st_mtime > 3600:
                     leftover.unlink()
@@ -146,6 +146,16 @@ class Ledger:
         """Where a training in progress keeps its checkpoint; the directory may not be there yet."""
         return self._path(key, ".checkpoint.safetensors")
 
+    def keep_initial(self, digest: str, content: bytes) -> None:
+        """Put weights that trainings start from where the workers read them; nothing happens where they are there."""
+        path = self.initial_path(digest)
+        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            write_atomic(path, content)
+
+    def initial_path(self, digest: str) -> Path:
+        """Where the weights of this digest belong; the directory may not be there yet."""
+        return self._initial / f"{digest}.safetensors"
+
     def claim(self, key: str) -> Claim | None:
         """The sole right to work on an evaluation, or None at once where another holds it, in this process or another.
 
@@ -155,6 +165,11 @@ class Ledger:
         path = self._path(key, ".lock")
         descriptor = _lock(path)
         return None if descriptor is None else Claim(path, descriptor)
+
+    def tidy(self, key: str) -> None:
+        """Remove the lock file that a driver has left which was killed after its record, before its release."""
+        if self._path(key, ".lock").exists() and (claim := self.claim(key)) is not None:
+            claim.release()
 
     def _path(self, key: str, suffix: str) -> Path:
         if not re.fullmatch("[0-9a-f]{64}", key):

@@ -1,27 +1,26 @@
-"""The commands, each top to bottom. `search_and_scale` is section 3.3 of arXiv:1905.11946."""
+"""The search, top to bottom: `search_and_scale` is section 3.3 of arXiv:1905.11946; `show_plan` is what it would do."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
-from scalesearch import config, screen, search, study, variants
+from scalesearch import pretrained, screen, search, study, variants
+from scalesearch.budget import Meter
 from scalesearch.config import Experiment
-from scalesearch.cost import cost, stage_costs
+from scalesearch.cost import cost
 from scalesearch.data import Data, load
 from scalesearch.evaluation import Evaluation, Evaluator
 from scalesearch.executor import EXECUTORS, default_workers
 from scalesearch.ledger import Ledger, lock_study
-from scalesearch.scaling import resize
+from scalesearch.network import AnyNetwork
 from scalesearch.screen import Screen
 from scalesearch.search import BASELINE, Plan, Trained
-from scalesearch.tracking import StudyLog, Tracker, serve, sync
+from scalesearch.tracking import StudyLog, Tracker
 from scalesearch.training import seconds_per_image
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 DONE, SOME_FAILED, ALL_FAILED = 0, 3, 4
 
@@ -35,20 +34,24 @@ def search_and_scale(experiment: Experiment, out: Screen, *, retry: bool = False
     from scalesearch.selection import select  # pandas and scipy: `plan` and `cost` do without
 
     # The problem (equation 2): a baseline network, a budget on its counted cost, data to be accurate on.
-    network, rounding = experiment.proxy_network
-    plan = search.candidates(network, experiment.grid, experiment.budget, rounding)
+    plan, meter = _plan(experiment)
     if not plan.candidates:
         out.answer({"study": experiment.study, "chosen": None, "evaluations": study.counts([])})
     _refuse_infeasible(plan, experiment)
+    networks = [candidate.network for candidate in (plan.baseline, *plan.candidates)]
+    bases = (experiment.baseline, plan.baseline.network)
+    init = initial_weights(experiment.init, bases, networks, experiment.workspace, out)
     with lock_study(experiment.directory):
         data = load(experiment.data, log=out.warn)
         with (
             EXECUTORS[experiment.executor_name](**experiment.executor) as executor,
-            _opened(experiment, plan, data) as log,
+            _opened(experiment, plan, data, init) as log,
         ):
-            evaluator = Evaluator(Ledger(experiment.workspace), executor, experiment.data)
+            ledger = Ledger(experiment.workspace)
+            evaluator = Evaluator(ledger, executor, experiment.data)
             if retry:
-                out.say(f"{study.forget_failures(experiment, plan, data)} failed evaluations are run again")
+                planned = (evaluation for _, evaluation in study.planned_evaluations(plan, experiment, data, init))
+                out.say(f"{study.forget_failures(ledger, planned)} failed evaluations are run again")
             out.say(screen.summary(plan, experiment))
 
             # Step 1: fix phi = 1 and search alpha, beta, gamma on a small grid, by training every candidate.
@@ -60,6 +63,7 @@ def search_and_scale(experiment: Experiment, out: Screen, *, retry: bool = False
                     seeds=range(experiment.seeds),
                     recipe=experiment.recipe,
                     data=data.fingerprint,
+                    init=init,
                     evaluator=evaluator,
                     storage=search.sqlite(experiment.workspace / "optuna.db"),
                     study=experiment.study,
@@ -70,20 +74,22 @@ def search_and_scale(experiment: Experiment, out: Screen, *, retry: bool = False
             study.write_trials(experiment, trained)
             if not _any_finished(trained):
                 out.warn(_all_failed(trained))
-                out.answer({"study": experiment.study, "chosen": None, "evaluations": study.counts(trained)})
+                counts = study.counts([one.outcome for one in trained])
+                out.answer({"study": experiment.study, "chosen": None, "evaluations": counts})
                 return ALL_FAILED
             choice = select(trained, confidence=experiment.search.confidence)
             chosen = next(candidate for candidate in plan.candidates if candidate.id == choice.chosen)
-            test = {name: _test(evaluator, trained, name) for name in (BASELINE, chosen.id)}
+            test = {name: test_accuracy(evaluator, _finished(trained, name)) for name in (BASELINE, chosen.id)}
 
             # Step 2: fix alpha, beta, gamma and scale the baseline up with phi (equation 3).
             family = variants.family(
                 experiment.baseline, chosen.coefficients, experiment.phis, rounding=experiment.rounding
             )
+            family = variants.measured(family, meter)
 
             # The answer: tables, figures, coefficients and variants, on disk, in MLflow and on the screen.
             answer, files = study.write_answer(experiment, trained, choice, chosen, test, family)
-            weights = Ledger(experiment.workspace).weights_path(_finished(trained, chosen.id)[0].key)
+            weights = ledger.weights_path(_finished(trained, chosen.id)[0].key)
             waiting = log.finished(answer, chosen, choice, files=files, weights=weights)
         screen.show_answer(out, experiment, answer, choice)
         if waiting:
@@ -94,8 +100,7 @@ def search_and_scale(experiment: Experiment, out: Screen, *, retry: bool = False
 
 def show_plan(experiment: Experiment, out: Screen) -> int:
     """`scalesearch plan`: what `run` would do, with the time that it is expected to take; nothing is trained."""
-    network, rounding = experiment.proxy_network
-    plan = search.candidates(network, experiment.grid, experiment.budget, rounding)
+    plan, _ = _plan(experiment)
     evaluations = _num_evaluations(plan, experiment) if plan.candidates else 0
     seconds = _expected_seconds(plan, experiment) if plan.candidates else 0.0
     full = cost(experiment.baseline)
@@ -127,6 +132,8 @@ def show_plan(experiment: Experiment, out: Screen) -> int:
             "merged": sum(len(candidate.triples) - 1 for candidate in plan.candidates),
             "candidates": [study.candidate_values(candidate) for candidate in plan.candidates],
             "nearest": [study.point(coefficients, ratio) for coefficients, ratio in plan.nearest],
+            "limits": experiment.limits.given(),
+            "excess": [study.point(one) | {"metric": metric, "share": share} for one, share, metric in plan.excess],
             "evaluations": evaluations,
             "estimated_seconds": round(seconds, 1),
         }
@@ -135,123 +142,51 @@ def show_plan(experiment: Experiment, out: Screen) -> int:
     return DONE
 
 
-def show_status(question: config.StudyQuestion, out: Screen) -> int:
-    """`scalesearch status`: how far a study is."""
-    directory = config.find_study(question.workspace, question.study)
-    answer = study.status(question.workspace, directory)
-    counts, best = answer["evaluations"], answer["best"]
-    out.say(
-        f"study {answer['study']}: {answer['state']}; {counts['done']} of {counts['total']} evaluations done, "
-        f"{counts['failed']} failed"
-        + (f"; best so far {best['candidate']} with {100 * best['val_accuracy_mean']:.2f} %" if best else "")
-    )
-    for failure in answer["failures"]:
-        out.say(f"  failed: {failure['candidate']} seed {failure['seed']}: {failure['reason']}")
-    if answer["state"] == "interrupted":
-        out.say("the same `scalesearch run` command goes on from there")
-    elif counts["failed"]:
-        out.say("`scalesearch retry` with the same overrides runs the failed ones again")
-    out.answer(answer)
-    return DONE
+def initial_weights(
+    source: str | None, bases: Sequence[AnyNetwork], networks: Sequence[AnyNetwork], workspace: Path, out: Screen
+) -> str | None:
+    """The digest of the weights that all of `networks` start from, kept in the workspace; what does not fit is said."""
+    if source is None:
+        return None
+    weights = pretrained.fetch(source, bases, warn=out.warn)
+    first, *others = (pretrained.fit(weights.tensors, network) for network in networks)
+    if not first.taken:
+        raise ValueError(
+            f"init={source}: {networks[0].name} as it is trained here has no layer of that shape ({first}); "
+            "proxy=none and a width of 1 keep the shapes"
+        )
+    out.say(f"init={source}: of {networks[0].name} {first}")
+    if others:
+        shares = [fit.taken / fit.layers for fit in others]
+        out.say(f"of the candidates {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the layers do")
+    Ledger(workspace).keep_initial(weights.digest, weights.content)
+    return weights.digest
 
 
-def show_variants(question: config.VariantsQuestion, out: Screen) -> int:
-    """`scalesearch variants`: the family for coefficients, given or of a study, as table and YAML files."""
-    baseline, rounding, coefficients = question.baseline, question.rounding, question.coefficients
-    directory = question.workspace / "variants"
-    if coefficients is None:
-        found = config.find_study(question.workspace, question.study)
-        baseline, rounding, coefficients = study.chosen(found)
-        directory = found / "variants"
-    family = variants.family(baseline, coefficients, question.phis, rounding=rounding)
-    variants.write(family, coefficients, directory, rounding=rounding)
-    rows = variants.family_rows(family, coefficients, directory)
-    screen.show_family(out, baseline.name, coefficients, rounding, rows)
-    out.say(f"each loads as a baseline: scalesearch plan --config-dir {directory} baseline={rows[-1]['name']}")
-    out.answer({"coefficients": study.point(coefficients), "rounding": rounding.name, "variants": rows})
-    return DONE
-
-
-def show_cost(question: config.CostQuestion, out: Screen) -> int:
-    """`scalesearch cost`: a network's cost by stage."""
-    network = resize(question.baseline, depth=question.depth, width=question.width, rounding=question.rounding)
-    if question.resolution is not None:
-        network = replace(network, resolution=question.resolution)
-    total, rows = cost(network), dict(network.rows())
-    answer = {
-        "name": network.name,
-        "macs": total.macs,
-        "params": total.params,
-        "activations": total.activations,
-        "depth": question.depth,
-        "width": question.width,
-        "resolution": network.resolution,
-        "blocks": network.depth,
-        "rounding": question.rounding.name,
-        "stages": [
-            {
-                "stage": name,
-                "block": rows[name].block if name in rows else "linear",
-                "repeats": rows[name].repeats if name in rows else 1,
-                "channels": rows[name].channels if name in rows else network.num_classes,
-                "macs": part.macs,
-                "params": part.params,
-                "activations": part.activations,
-            }
-            for name, part in stage_costs(network)
-        ],
+def test_accuracy(evaluator: Evaluator, finished: Sequence[Evaluation]) -> dict[str, Any]:
+    """Test accuracy over the seeds that finished. A search asks for the choice and the 1x network, and for no other."""
+    values = [row["test_accuracy"] for row in evaluator.test(finished)]
+    return {
+        "mean": statistics.fmean(values) if values else None,
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "seeds": len(values),
     }
-    screen.show_cost(out, answer)
-    out.answer(answer)
-    return DONE
 
 
-def show_ui(question: config.StudyQuestion, out: Screen) -> int:
-    """`scalesearch ui`: MLflow's interface on 127.0.0.1, until it is stopped."""
-    return serve(
-        workspace=question.workspace,
-        uri=question.tracking.uri,
-        port=question.port,
-        study=question.study,
-        show=out.say,
-    )
-
-
-def show_sync(question: config.StudyQuestion, out: Screen) -> int:
-    """`scalesearch sync`: what has not arrived in MLflow is sent."""
-    directory = config.find_study(question.workspace, question.study)
-    sent = sync(
-        uri=question.tracking.uri,
-        workspace=question.workspace,
-        study=directory.name,
-        directory=directory,
-        rebuild=question.rebuild,
-    )
-    out.say(f"study {directory.name}: {sent} records sent to MLflow")
-    return DONE
-
-
-def _command(
-    load_question: Callable[[DictConfig], Any], carry_out: Callable[[Any, Screen], int]
-) -> Callable[[DictConfig, bool], int]:
-    return lambda composed, as_json: carry_out(load_question(composed), Screen(as_json=as_json))
-
-
-COMMANDS: dict[str, Callable[[DictConfig, bool], int]] = {
-    "run": _command(config.load_experiment, search_and_scale),
-    "retry": _command(config.load_experiment, lambda experiment, out: search_and_scale(experiment, out, retry=True)),
-    "plan": _command(config.load_experiment, show_plan),
-    "status": _command(config.load_study, show_status),
-    "variants": _command(config.load_variants, show_variants),
-    "cost": _command(config.load_cost, show_cost),
-    "ui": _command(config.load_study, show_ui),
-    "sync": _command(config.load_study, show_sync),
-}
+def _plan(experiment: Experiment) -> tuple[Plan, Meter]:
+    """The plan with what its networks need: measured now, before workers make the machine busy."""
+    meter = Meter(batch_size=experiment.recipe.batch_size, workspace=experiment.workspace)
+    real = search.Real(experiment.baseline, experiment.rounding, experiment.limits, meter)
+    network, rounding = experiment.proxy_network
+    plan = search.candidates(network, experiment.grid, experiment.budget, rounding, real=real)
+    return (search.measured(plan, meter) if plan.candidates else plan), meter
 
 
 def _refuse_infeasible(plan: Plan, experiment: Experiment) -> None:
     if plan.candidates:
         return
+    if plan.excess:
+        raise Infeasible(screen.excess_words(plan, experiment))
     budget = experiment.budget
     if not plan.nearest:
         raise Infeasible(
@@ -279,7 +214,7 @@ def _expected_seconds(plan: Plan, experiment: Experiment) -> float:
     middle = sorted(plan.candidates, key=lambda candidate: candidate.network.depth)[len(plan.candidates) // 2]
     timed = (plan.baseline, middle)
     per_mac = sum(
-        seconds_per_image(c.network, experiment.recipe, threads=threads, budget_seconds=0.3) / c.cost.macs
+        seconds_per_image(c.network, experiment.recipe, threads=threads, budget_seconds=0.15) / c.cost.macs
         for c in timed
     ) / len(timed)
     # Scoring an image is a forward pass, a third of a training step.
@@ -289,9 +224,9 @@ def _expected_seconds(plan: Plan, experiment: Experiment) -> float:
     return per_mac * images * macs / min(workers, _num_evaluations(plan, experiment)) + overhead
 
 
-def _opened(experiment: Experiment, plan: Plan, data: Data) -> StudyLog:
+def _opened(experiment: Experiment, plan: Plan, data: Data, init: str | None) -> StudyLog:
     """The study's directory, made or found to be that of the same search, and what MLflow is told of it."""
-    study.open_study(experiment, plan, data)
+    study.open_study(experiment, plan, data, init)
     tracker = Tracker(
         uri=experiment.tracking.uri,
         workspace=experiment.workspace,
@@ -309,7 +244,9 @@ def _opened(experiment: Experiment, plan: Plan, data: Data) -> StudyLog:
             "rounding": experiment.rounding.name,
             "budget.macs_ratio": experiment.budget.macs_ratio,
             "budget.tolerance": experiment.budget.tolerance,
+            **{f"budget.{name}": limit for name, limit in experiment.limits.given().items()},
             "candidates": len(plan.candidates),
+            **({} if init is None else {"init": experiment.init, "init.sha256": init}),
             **{f"recipe.{key}": value for key, value in asdict(experiment.recipe).items()},
         },
         summary=screen.summary(plan, experiment),
@@ -334,13 +271,3 @@ def _all_failed(trained: Sequence[Trained]) -> str:
         f"every candidate failed ({len(reasons)} evaluations); the first: {reasons[0]}. "
         "When the cause is mended: scalesearch retry, with the same overrides"
     )
-
-
-def _test(evaluator: Evaluator, trained: Sequence[Trained], name: str) -> dict[str, Any]:
-    """Test accuracy over the seeds that finished. Called for the choice and the 1x network, and for nothing else."""
-    values = [row["test_accuracy"] for row in evaluator.test(_finished(trained, name))]
-    return {
-        "mean": statistics.fmean(values) if values else None,
-        "std": statistics.stdev(values) if len(values) > 1 else None,
-        "seeds": len(values),
-    }

@@ -7,10 +7,12 @@ the product says. The rule of rounding therefore is a value of its own, and a st
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from scalesearch.network import MAX_REPEATS, Network, Stage
+from scalesearch.network import MAX_REPEATS, AnyNetwork, Factory, Stage
 
+_WHOLE: dict[str, Callable[[float], int]] = {"ceil": math.ceil, "round": round, "floor": math.floor}
 MAX_FACTOR = 1e6  # no table can hold more; a larger number would be refused too, with all its digits
 
 
@@ -45,12 +47,15 @@ class Coefficients:
 class Rounding:
     """How scaled numbers become whole.
 
-    depth: "ceil" rounds each stage up (TPU reference `efficientnet_model.py`, `round_repeats`); "nearest"
-        rounds the total to the nearest and spreads it over the stages by largest remainder, so that the
-        counted cost follows the product.
+    depth: "ceil", "round" and "floor" round each stage (up: TPU reference `efficientnet_model.py`, `round_repeats`;
+        to the nearest, halves to even: TinyNet in timm); "nearest" rounds the total to the nearest and spreads it
+        over the stages by largest remainder, so that the counted cost follows the product.
     divisor, limit: channels go to the nearest multiple of `divisor`, and one up where that is below `limit`
         times the scaled number (the same file, `round_filters`: 8 and 0.9); limit 0 switches that off.
-    resolution: "floor" or "nearest", to a multiple of `resolution_multiple` px.
+    resolution: "floor", "nearest" or "ceil", to a multiple of `resolution_multiple` px and of a patch.
+    stem, head: whether their channels are "scaled" or "kept"; a "grown" head is never narrower than the baseline's. Of
+        a head's rows it is the last, which the classifier reads: the first of MobileNetV3's two follows the stages.
+    ends: whether the repeats of the first and the last stage are "scaled" or "kept" (EfficientNet-Lite).
     """
 
     name: str
@@ -59,12 +64,20 @@ class Rounding:
     limit: float
     resolution: str
     resolution_multiple: int = 1
+    stem: str = "scaled"
+    head: str = "scaled"
+    ends: str = "scaled"
 
     def __post_init__(self) -> None:
-        if self.depth not in ("ceil", "nearest"):
-            raise ValueError(f"rounding.depth is {self.depth!r}; known rules: ceil, nearest")
-        if self.resolution not in ("floor", "nearest"):
-            raise ValueError(f"rounding.resolution is {self.resolution!r}; known rules: floor, nearest")
+        for name, known in (
+            ("depth", ("ceil", "nearest", "round", "floor")),
+            ("resolution", ("floor", "nearest", "ceil")),
+            ("stem", ("scaled", "kept")),
+            ("head", ("scaled", "kept", "grown")),
+            ("ends", ("scaled", "kept")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"rounding.{name} is {getattr(self, name)!r}; known rules: {', '.join(known)}")
         if not 1 <= self.divisor <= 256 or not 1 <= self.resolution_multiple <= 256:
             raise ValueError("rounding.divisor and rounding.resolution_multiple must be whole numbers from 1 to 256")
         if not 0 <= self.limit < 1:
@@ -95,8 +108,8 @@ class Proxy:
 
 
 def scale(
-    network: Network, coefficients: Coefficients, phi: float, *, rounding: Rounding, name: str | None = None
-) -> Network:
+    network: AnyNetwork, coefficients: Coefficients, phi: float, *, rounding: Rounding, name: str | None = None
+) -> AnyNetwork:
     """The network at `phi`: equation 3 of the paper, then `rounding`.
 
     Errors: ValueError where the scaled network cannot be (more channels than can be held, say).
@@ -106,56 +119,88 @@ def scale(
 
 
 def resize(
-    network: Network,
+    network: AnyNetwork,
     *,
     depth: float = 1.0,
     width: float = 1.0,
     resolution: float = 1.0,
     rounding: Rounding,
     name: str | None = None,
-) -> Network:
-    """The network with depth, width and resolution multiplied, each rounded by `rounding`."""
+) -> AnyNetwork:
+    """The network with depth, width and resolution multiplied, each rounded by `rounding`.
+
+    A `Factory` rounds depth and width itself.
+    """
     if not all(0 < factor <= MAX_FACTOR for factor in (depth, width, resolution)):
         given = f"depth {depth:g}, width {width:g} and resolution {resolution:g}"
         raise ValueError(f"{given} times a baseline's must be above 0, and {MAX_FACTOR:g} at most")
+    side = network.resolution
+    if resolution != 1:
+        side = round_resolution(side * resolution, rounding, patch=patch_of(network))
+    if isinstance(network, Factory):
+        return replace(
+            network,
+            name=name or network.name,
+            depth=_snap(network.depth * depth),
+            width=_snap(network.width * width),
+            resolution=side,
+        )
     repeats = round_depth([stage.repeats for stage in network.stages], depth, rule=rounding.depth)
+    if rounding.ends == "kept":
+        repeats[0], repeats[-1] = network.stages[0].repeats, network.stages[-1].repeats
 
-    def wide(stage: Stage) -> int:
-        if width == 1:
-            return stage.channels  # a baseline's own number stays, multiple or not
-        return round_channels(stage.channels * width, divisor=rounding.divisor, limit=rounding.limit)
+    def wide(stage: Stage, rule: str = "scaled") -> Stage:
+        if stage.channels is None or width == 1 or (rule == "kept" and stage.block != "patch_embed"):
+            return stage  # a baseline's own number stays, multiple or not; patches are as wide as the transformers
+        divisor = rounding.divisor
+        if stage.groups > 1:  # whole groups of as many channels as they have: else prime numbers make far too many
+            group = stage.channels / stage.groups
+            divisor = math.lcm(divisor, round(group) if group == round(group) else 1)
+        channels = round_channels(stage.channels * width, divisor=divisor, limit=rounding.limit)
+        if rule == "grown":
+            channels = max(channels, stage.channels)
+        stage = replace(stage, channels=channels)  # refuses what no table can hold before its divisors are sought
+        inner = max(1, round(channels * stage.expand))
+        return replace(
+            stage,
+            groups=_divisor(inner, stage.groups * width) if stage.groups > 1 else 1,
+            heads=_divisor(channels, stage.heads * width) if stage.heads else 0,
+        )
 
     return replace(
         network,
         name=name or network.name,
-        resolution=round_resolution(network.resolution * resolution, rounding)
-        if resolution != 1
-        else network.resolution,
-        stem=replace(network.stem, channels=wide(network.stem)),
-        stages=tuple(
-            replace(stage, channels=wide(stage), repeats=count)
-            for stage, count in zip(network.stages, repeats, strict=True)
-        ),
-        head=replace(network.head, channels=wide(network.head)),
+        resolution=side,
+        stem=tuple(wide(stage, rounding.stem) for stage in network.stem),
+        stages=tuple(replace(wide(stage), repeats=count) for stage, count in zip(network.stages, repeats, strict=True)),
+        head=(*map(wide, network.head[:-1]), *(wide(stage, rounding.head) for stage in network.head[-1:])),
     )
 
 
-def shrink(network: Network, proxy: Proxy, rounding: Rounding) -> tuple[Network, Rounding]:
+def shrink(network: AnyNetwork, proxy: Proxy, rounding: Rounding) -> tuple[AnyNetwork, Rounding]:
     """The proxy of a baseline, and the rounding for scaling it.
 
     Channels that shrink to a quarter are rounded to a quarter of the divisor: the proxy then has the grain of
-    the baseline that it stands for.
+    the baseline that it stands for. The strides of a `Factory` are its own.
     """
     grain = replace(rounding, divisor=max(1, round(rounding.divisor * min(1.0, proxy.width))))
-    rows = [network.stem, *network.stages]
-    total = network.total_stride
-    wanted = proxy.total_stride or total
+    if isinstance(network, Factory):
+        made = replace(network, resolution=proxy.resolution or network.resolution)
+        return resize(made, depth=proxy.depth, width=proxy.width, rounding=grain), grain
+    rows = [*network.stem, *network.stages]
+    above = math.prod(stage.stride for stage in network.head)
+    wanted = proxy.total_stride or network.total_stride
     for index in range(len(rows)):
-        while total > wanted and rows[index].stride > 1:
+        while above * math.prod(row.stride for row in rows) > wanted and rows[index].stride > 1:
             rows[index] = replace(rows[index], stride=rows[index].stride // 2)
-            total //= 2
-    small = replace(network, stem=rows[0], stages=tuple(rows[1:]), resolution=proxy.resolution or network.resolution)
-    return resize(small, depth=proxy.depth, width=proxy.width, rounding=replace(grain, depth="nearest")), grain
+    small = replace(
+        network,
+        stem=tuple(rows[: len(network.stem)]),
+        stages=tuple(rows[len(network.stem) :]),
+        resolution=proxy.resolution or network.resolution,
+    )
+    whole = replace(grain, depth="nearest", stem="scaled", head="scaled", ends="scaled")  # all of it becomes small
+    return resize(small, depth=proxy.depth, width=proxy.width, rounding=whole), grain
 
 
 def round_depth(repeats: list[int], depth: float, *, rule: str) -> list[int]:
@@ -169,8 +214,8 @@ def round_depth(repeats: list[int], depth: float, *, rule: str) -> list[int]:
     scaled = [_snap(count * depth) for count in repeats]
     if max(scaled) > MAX_REPEATS:
         raise ValueError(f"depth {depth:g} makes {max(scaled):g} repeats of a stage; {MAX_REPEATS:,} are the most")
-    if rule == "ceil":
-        return [math.ceil(count) for count in scaled]
+    if rule != "nearest":
+        return [max(1, _WHOLE[rule](count)) for count in scaled]
     total = max(len(repeats), math.floor(_snap(sum(repeats) * depth) + 0.5))
     whole = [max(1, math.floor(count)) for count in scaled]
     # Largest remainder: where stages of one block were lifted to 1 the sum may already be too large.
@@ -198,11 +243,35 @@ def round_channels(channels: float, *, divisor: int = 8, limit: float = 0.9) -> 
     return rounded + divisor if rounded < limit * channels else rounded
 
 
-def round_resolution(resolution: float, rounding: Rounding) -> int:
-    """Side of the input in px: a multiple of `rounding.resolution_multiple`, one of them at least."""
-    multiple = rounding.resolution_multiple
+def round_resolution(resolution: float, rounding: Rounding, *, patch: int = 1) -> int:
+    """Side of the input in px: a multiple of `rounding.resolution_multiple` and of `patch`, one of them at least.
+
+    >>> rule = Rounding(name="nearest", depth="nearest", divisor=8, limit=0.9, resolution="nearest")
+    >>> round_resolution(224 * 1.15, rule), round_resolution(224 * 1.15, rule, patch=16)
+    (258, 256)
+    """
+    multiple = math.lcm(rounding.resolution_multiple, patch)
     multiples = _snap(resolution) / multiple
+    if rounding.resolution == "ceil":
+        return max(1, math.ceil(multiples)) * multiple
     return max(1, math.floor(multiples + (0.5 if rounding.resolution == "nearest" else 0))) * multiple
+
+
+def patch_of(network: AnyNetwork) -> int:
+    """px of which the resolution is a multiple: 1, or a vision transformer's patch."""
+    if isinstance(network, Factory):
+        return 1
+    return math.lcm(*(stage.stride for stage in network.stem if stage.block == "patch_embed"))
+
+
+def _divisor(of: int, wanted: float) -> int:
+    """The divisor of `of` whose ratio to `wanted` is nearest to 1: so many groups keep about the channels they had.
+
+    >>> _divisor(140, 35.2), _divisor(384, 6), _divisor(48, 0.75)
+    (35, 6, 1)
+    """
+    divisors = {part for low in range(1, math.isqrt(of) + 1) if of % low == 0 for part in (low, of // low)}
+    return min(divisors, key=lambda number: (abs(math.log(number / wanted)), number))
 
 
 def _snap(value: float) -> float:

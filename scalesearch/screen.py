@@ -19,7 +19,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from scalesearch.budget import Limits, Needs, words, written
 from scalesearch.config import Experiment
+from scalesearch.cost import Cost
+from scalesearch.data import Description
+from scalesearch.evaluation import Outcome
+from scalesearch.fitting import ENOUGH, Fit
+from scalesearch.network import AnyNetwork, Factory
 from scalesearch.scaling import Coefficients, Rounding
 from scalesearch.search import BASELINE, Candidate, Plan, Trained
 
@@ -143,25 +149,34 @@ def summary(plan: Plan, experiment: Experiment) -> str:
     budget, grid = experiment.budget, experiment.grid
     network = plan.baseline.network
     impossible, known = plan.dropped["impossible"], experiment.description
+    beyond, limits = plan.dropped["limits"], experiment.limits
     return "\n".join(
         [
             f"study {experiment.study}",
-            f"1x network: {experiment.baseline.name} as a proxy of {network.depth} blocks at {network.resolution} px, "
+            f"1x network: {experiment.baseline.name} as a proxy of {_depth_words(network)} at {network.resolution} px, "
             f"{count(plan.baseline.cost.macs)} multiply-adds, {count(plan.baseline.cost.params)} params",
             f"{plan.points} points of the grid; dropped: {plan.dropped['product']} whose product is not nearer than "
             f"{grid.product_tolerance} to {grid.product}, {plan.dropped['budget']} whose counted cost is not within "
             f"{100 * budget.tolerance:g} % of {budget.macs_ratio:g} x"
-            + (f", {impossible} that no network can have" if impossible else ""),
+            + (f", {impossible} that no network can have" if impossible else "")
+            + (f", {beyond} whose variant at phi = 1 needs more than {_limits_words(limits)}" if beyond else ""),
             f"{triples} triples are left, which are {len(plan.candidates)} different networks",
             f"data: {known.name}, {known.num_train} images for training and {known.num_val} for validation",
         ]
     )
 
 
+def _depth_words(network: AnyNetwork) -> str:
+    if isinstance(network, Factory):  # a proxy's total stride cannot reach into a function
+        return f"depth {network.depth:g} and width {network.width:g} times {network.function}, its own strides,"
+    return f"{network.depth} blocks"
+
+
 def show_candidates(screen: Screen, plan: Plan) -> None:
     """The candidates and the 1x network as a table, before anything is trained."""
     rows = [_candidate_row(candidate) for candidate in (plan.baseline, *plan.candidates)]
     screen.table("Candidates", rows, _CANDIDATE_COLUMNS)
+    screen.table("What they need", rows, {"candidate": "network"} | _NEED_COLUMNS)
 
 
 def show_answer(screen: Screen, experiment: Experiment, answer: Mapping[str, Any], choice: Choice) -> None:
@@ -237,8 +252,9 @@ def show_family(
             "counted": f"{row['macs_ratio']:.4g}",
             "macs": count(row["macs"]),
             "params": count(row["params"]),
-            "depth": str(row["depth"]),
+            "depth": f"{row['depth']:.4g}",
             "resolution": str(row["resolution"]),
+            **_needs_words(row),
         }
         for row in family
     ]
@@ -249,6 +265,62 @@ def show_family(
         f"gamma (resolution) = {coefficients.gamma:g}, rounding {rounding.name}"
     )
     screen.table(title, rows, headings | costs)
+    if all("memory" in row for row in rows):
+        screen.table("What they need", rows, {"name": "variant"} | _NEED_COLUMNS)
+
+
+PAPERS_WORDS = (
+    "coefficients of the EfficientNet paper, found for EfficientNet-B0 on ImageNet; a search for your own baseline and "
+    "data, `scalesearch run`, then study=NAME, is better"
+)
+
+
+def fit_words(fit: Fit, limits: Limits) -> str:
+    """How a variant came to meet its limits, how much of each it uses, and why not more; a line each."""
+    variant, given = fit.variant, limits.given()
+    moves = f"; then, to use the budget up: {', '.join(map(str, variant.moves))}" if variant.moves else ""
+    used = {name: f"{100 * share:.2f} % of {_limit_words(name, given[name])}" for name, share in fit.use.items()}
+    others = "".join(f"; {said}" for name, said in used.items() if name != fit.binding)
+    lines = [f"phi = {variant.phi:g}{moves}", f"it uses {used[fit.binding]}, which binds{others}"]
+    if fit.share < ENOUGH and fit.binding == "latency_ms":
+        lines.append("the next phi or resolution took longer; measured times vary by some percent")
+    elif fit.share < ENOUGH:
+        lines.append(
+            "the grain allows no more: the next phi, resolution, channels or repeats of a row, in whole steps of the "
+            "rounding, go beyond a limit or what a table can hold"
+        )
+    return "\n".join(lines)
+
+
+def unmet_words(fit: Fit, limits: Limits) -> str:
+    """That even the smallest network exceeds a limit."""
+    network, limit = fit.variant.network, limits.given()[fit.binding]
+    return (
+        f"no network meets budget.{fit.binding}={written(fit.binding, limit)}: the smallest that the rule gives "
+        f"(phi = {fit.variant.phi:g}, {network.resolution} px) needs {words(fit.binding, fit.share * limit)}, "
+        f"{fit.share:.3g} x as much. Raise the budget, or take a smaller baseline"
+    )
+
+
+def excess_words(plan: Plan, experiment: Experiment) -> str:
+    """That the limits leave no candidate, with the triples that came nearest."""
+    nearest = "; ".join(
+        f"{share:.3g} x budget.{metric} (alpha={c.alpha:g}, beta={c.beta:g}, gamma={c.gamma:g})"
+        for c, share, metric in plan.excess
+    )
+    return (
+        f"no candidate: of all {plan.dropped['limits']} triples that meet the budget of multiply-adds, "
+        f"{experiment.baseline.name} at phi = 1 needs more than {_limits_words(experiment.limits)}; the nearest: "
+        f"{nearest}. Raise the limit, or lower budget.macs_ratio and grid.product"
+    )
+
+
+def _limits_words(limits: Limits) -> str:
+    return " or ".join(_limit_words(name, limit) for name, limit in limits.given().items())
+
+
+def _limit_words(metric: str, limit: float) -> str:
+    return f"budget.{metric}={written(metric, limit)}"
 
 
 def show_cost(screen: Screen, answer: Mapping[str, Any]) -> None:
@@ -266,6 +338,73 @@ def show_cost(screen: Screen, answer: Mapping[str, Any]) -> None:
         f"{answer['macs']:,} multiply-adds, {answer['params']:,} params, {answer['activations']:,} activations, "
         f"{answer['blocks']} blocks, rounding {answer['rounding']}"
     )
+    needs = _needs_words(answer)
+    screen.say(
+        f"memory {needs['memory']} for one image, {needs['training_memory']} for a training step of "
+        f"{answer['batch_size']}; latency {needs['latency_ms']}"
+    )
+
+
+def training_summary(network: AnyNetwork, counted: Cost, data: Description, seeds: int) -> str:
+    """What `train` trains, before it does."""
+    return (
+        f"{network.name} at {network.resolution} px: "
+        f"{count(counted.macs)} multiply-adds, {count(counted.params)} params\n"
+        f"data: {data.name}, {data.num_train} images for training and {data.num_val} for validation; "
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'}"
+    )
+
+
+def show_outcome(screen: Screen, outcome: Outcome, number: int, total: int) -> None:
+    """A line of one training that has ended, the `number`th of `total`."""
+    said = "failed" if outcome.result is None else f"{_percent(outcome.result.val_accuracy)} % on the validation split"
+    known = ", from the ledger" if outcome.reused else ""
+    screen.say(f"[{number}/{total}] seed {outcome.evaluation.seed}: {said}{known}")
+
+
+def show_training(screen: Screen, answer: Mapping[str, Any], *, confidence: float) -> None:
+    """The accuracy of what `train` trained with its interval, where the weights are, and what has failed."""
+    finished = [row for row in answer["seeds"] if row["weights"] is not None]
+    for row in answer["seeds"]:
+        if row["weights"] is None:
+            screen.warn(f"seed {row['seed']} failed: {row['reason']}")
+    if answer["val_accuracy_low"] is not None:
+        low, high = (_percent(answer[f"val_accuracy_{end}"]) for end in ("low", "high"))
+        spread = f" ({100 * confidence:g} % interval over {len(finished)} seeds: {low} to {high})"
+    else:
+        spread = " (1 seed: no interval)"
+    if finished:
+        screen.say(f"validation accuracy: {_percent(answer['val_accuracy_mean'])} %{spread}")
+    if finished and answer["test_accuracy"] is not None:
+        screen.say(f"test accuracy: {_test_words(answer['test_accuracy'])}")
+    for row in finished:
+        screen.say(f"weights of seed {row['seed']}: {row['weights']}")
+    if len(finished) < len(answer["seeds"]):
+        screen.say("when the cause is mended: the same command with retry=true")
+
+
+def show_exports(screen: Screen, exported: Sequence[Row]) -> None:
+    """What was written, how far each format's logits are from the network's, and what timm calls the network."""
+    rows = [
+        {
+            "name": row["name"],
+            "params": count(row["params"]),
+            "resolution": str(row["resolution"]),
+            "timm": row["timm"]["name"] or ("by a call" if row["timm"]["code"] else "none"),
+            **{kind: _difference(row["largest_difference"].get(kind)) for kind in ("onnx", "torch")},
+        }
+        for row in exported
+    ]
+    columns = {"name": "network", "params": "params", "resolution": "px", "onnx": "ONNX differs by"}
+    screen.table("Exported networks", rows, columns | {"torch": "torch.export differs by", "timm": "in timm"})
+    for row in exported:
+        screen.say(f"{row['name']}: weights {row['weights']}")
+        screen.say(f"  in timm: {row['timm']['code'] or 'none; ' + row['timm']['reason']}")
+        screen.say(f"  {row['load']} gives the torch module")
+
+
+def _difference(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1g}"
 
 
 def duration(seconds: float) -> str:
@@ -311,6 +450,7 @@ _COEFFICIENT_COLUMNS = {
     "macs": "multiply-adds",
 }
 _CANDIDATE_COLUMNS = _COEFFICIENT_COLUMNS | {"params": "params", "depth": "blocks", "resolution": "px", "also": "also"}
+_NEED_COLUMNS = {"memory": "memory", "training_memory": "training memory", "latency_ms": "latency"}
 
 
 def _candidate_row(candidate: Candidate) -> dict[str, str]:
@@ -324,10 +464,16 @@ def _candidate_row(candidate: Candidate) -> dict[str, str]:
         "macs_ratio": f"{candidate.ratio:.3f}",
         "macs": count(candidate.cost.macs),
         "params": count(candidate.cost.params),
-        "depth": str(candidate.network.depth),
+        "depth": f"{candidate.network.depth:.4g}",
         "resolution": str(candidate.network.resolution),
+        **_needs_words(candidate.sizes()),
         "also": "; ".join(f"{t.alpha:g}, {t.beta:g}, {t.gamma:g}" for t in candidate.triples[1:]),
     }
+
+
+def _needs_words(row: Row) -> dict[str, str]:
+    """The needs in a row of a table, as far as it has them."""
+    return {name: words(name, row[name]) for name in Needs._fields if name in row}
 
 
 def _percent(value: float) -> str:

@@ -10,14 +10,16 @@ import contextlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from scalesearch.cost import Budget, Cost, cost
+from scalesearch.budget import Budget, Limits, Meter, Needs
+from scalesearch.cost import Cost, cost
 from scalesearch.evaluation import Evaluation, Evaluator, Outcome
-from scalesearch.network import Network
+from scalesearch.model import identity
+from scalesearch.network import AnyNetwork
 from scalesearch.scaling import Coefficients, Rounding, scale
 from scalesearch.training import Recipe
 
@@ -69,27 +71,29 @@ class Candidate:
     """A network that meets both constraints, with all triples that round to it.
 
     `triples` starts with the one whose product is nearest to the grid's: it stands for the others.
-    `ratio` is the counted cost over the 1x network's.
+    `ratio` is the counted cost over the 1x network's; `needs` are None where nobody asked for them.
     """
 
     id: str
     triples: tuple[Coefficients, ...]
-    network: Network
+    network: AnyNetwork
     cost: Cost
     ratio: float
+    needs: Needs | None = None
 
     @property
     def coefficients(self) -> Coefficients:
         return self.triples[0]
 
     def sizes(self) -> dict[str, float]:
-        """Nominal product and counted costs, `depth` in blocks and `resolution` in px: what every table says."""
+        """Nominal product, counted costs, needs, `depth` in blocks and `resolution` in px: what every table says."""
         return {
             "product": round(self.coefficients.product, 6),
             "macs": self.cost.macs,
             "macs_ratio": self.ratio,
             "params": self.cost.params,
             "activations": self.cost.activations,
+            **(self.needs._asdict() if self.needs else {}),
             "depth": self.network.depth,
             "resolution": self.network.resolution,
         }
@@ -98,8 +102,9 @@ class Candidate:
 class Plan(NamedTuple):
     """The candidates, and what became of the other points of the grid, counted by rule.
 
-    `nearest` are the points that came nearest to the budget, (coefficients, ratio), best first: what to tell
-    somebody whose budget nothing meets.
+    What to tell somebody whose constraints nothing meets: `nearest` are the points that came nearest to the budget,
+    (coefficients, ratio), and `excess` those that met it but not the limits, (coefficients, share, metric), each best
+    first.
     """
 
     baseline: Candidate
@@ -107,15 +112,38 @@ class Plan(NamedTuple):
     dropped: dict[str, int]
     candidates: list[Candidate]
     nearest: list[tuple[Coefficients, float]]
+    excess: list[tuple[Coefficients, float, str]]
 
 
-def candidates(network: Network, grid: Grid, budget: Budget, rounding: Rounding) -> Plan:
-    """The plan for a network: nothing is trained, each point costs a fraction of a millisecond."""
+class Real(NamedTuple):
+    """The network that a proxy stands for, with the rounding of its family, and what its variants may need."""
+
+    network: AnyNetwork
+    rounding: Rounding
+    limits: Limits
+    meter: Meter
+
+    def most(self, coefficients: Coefficients) -> tuple[float, str]:
+        """The variant at phi = 1 for these coefficients: the share of a limit that it needs, as `Limits.most`."""
+        try:
+            return self.limits.most(scale(self.network, coefficients, 1, rounding=self.rounding), self.meter)
+        except ValueError:  # it cannot be
+            return math.inf, next(iter(self.limits.given()))
+
+
+def candidates(
+    network: AnyNetwork, grid: Grid, budget: Budget, rounding: Rounding, *, real: Real | None = None
+) -> Plan:
+    """The plan for a network: nothing is trained, each point costs a fraction of a millisecond.
+
+    A triple is dropped too where the variant of `real` exceeds a limit; finding that out may take longer.
+    """
     base = cost(network)
     points = grid.points()
-    dropped = {"product": 0, "impossible": 0, "budget": 0}
-    merged: dict[Network, list[Coefficients]] = {}
+    dropped = {"product": 0, "impossible": 0, "budget": 0, "limits": 0}
+    merged: dict[str, tuple[AnyNetwork, list[Coefficients]]] = {}
     nearest: list[tuple[Coefficients, float]] = []
+    excess: list[tuple[Coefficients, float, str]] = []
     for point in points:
         if not grid.admits(*point):
             dropped["product"] += 1
@@ -123,26 +151,41 @@ def candidates(network: Network, grid: Grid, budget: Budget, rounding: Rounding)
         coefficients = Coefficients(*(float(value) for value in point))
         try:
             scaled = scale(network, coefficients, 1, rounding=rounding)
+            ratio = cost(scaled).macs / base.macs
         except ValueError:  # a resolution below the total stride, say
             dropped["impossible"] += 1
             continue
-        ratio = cost(scaled).macs / base.macs
         nearest.append((coefficients, ratio))
         if not budget.admits(ratio):
             dropped["budget"] += 1
             continue
-        merged.setdefault(scaled, []).append(coefficients)
+        if real is not None and real.limits.given():
+            share, metric = real.most(coefficients)
+            if share > 1:
+                dropped["limits"] += 1
+                excess.append((coefficients, share, metric))
+                continue
+        merged.setdefault(json.dumps(identity(scaled)), (scaled, []))[1].append(coefficients)
 
     product = float(grid.product)
     width = max(2, len(str(len(merged))))
     chosen = []
-    for index, (scaled, triples) in enumerate(merged.items(), start=1):
+    for index, (scaled, triples) in enumerate(merged.values(), start=1):
         triples.sort(key=lambda triple: (round(abs(triple.product - product), 9), triple.alpha, triple.beta))
         counted = cost(scaled)
         chosen.append(Candidate(f"c{index:0{width}d}", tuple(triples), scaled, counted, counted.macs / base.macs))
     nearest.sort(key=lambda pair: abs(math.log(pair[1] / budget.macs_ratio)))
+    excess.sort(key=lambda one: one[1])
     baseline = Candidate(BASELINE, (Coefficients(1.0, 1.0, 1.0),), network, base, 1.0)
-    return Plan(baseline, len(points), dropped, chosen, nearest[:5])
+    return Plan(baseline, len(points), dropped, chosen, nearest[:5], excess[:5])
+
+
+def measured(plan: Plan, meter: Meter) -> Plan:
+    """The plan with what its networks need in memory and time; for a proxy that takes a tenth of a second each."""
+    baseline, *others = (
+        replace(candidate, needs=meter.needs(candidate.network)) for candidate in (plan.baseline, *plan.candidates)
+    )
+    return plan._replace(baseline=baseline, candidates=others)
 
 
 class Trained(NamedTuple):
@@ -159,12 +202,14 @@ def grid(
     seeds: Sequence[int],
     recipe: Recipe,
     data: str,
+    init: str | None,
     evaluator: Evaluator,
     storage: str,
     study: str,
 ) -> Iterator[Trained]:
     """Train the 1x network and every candidate with every seed; outcomes in the order in which they come.
 
+    `data` and `init` are digests, as an `Evaluation` has them.
     In Optuna a candidate is a trial with its seeds as intermediate values and their mean as value. The ledger
     decides what is trained; the Optuna study only shows it, and may be deleted at any time.
     """
@@ -181,7 +226,7 @@ def grid(
     owner: dict[Evaluation, list[Candidate]] = {}
 
     def wanted(candidate: Candidate) -> list[Evaluation]:
-        return [Evaluation(candidate.network, recipe, data, seed) for seed in seeds]
+        return [Evaluation(candidate.network, recipe, data, seed, init) for seed in seeds]
 
     def evaluations() -> Iterator[Evaluation]:
         for candidate in (plan.baseline, *plan.candidates):

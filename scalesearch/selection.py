@@ -117,6 +117,15 @@ def select(trained: Sequence[Trained], *, confidence: float) -> Choice:
     return Choice(chosen, tied, pd.DataFrame(table), comparisons)
 
 
+def interval(accuracies: Sequence[float], *, confidence: float) -> tuple[float, float, float]:
+    """(mean, low, high) of one network's accuracies over its seeds, by Student's t; low and high NaN with one seed."""
+    mean, reach = float(np.mean(accuracies)), math.nan
+    if len(accuracies) > 1:
+        error = float(np.std(accuracies, ddof=1)) / math.sqrt(len(accuracies))
+        reach = float(stats.t.ppf((1 + confidence) / 2, len(accuracies) - 1)) * error
+    return mean, mean - reach, mean + reach
+
+
 def _place(trained: Trained) -> tuple[str, int]:
     return trained.candidate.id, trained.outcome.evaluation.seed
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scalesearch import config, variants
+from scalesearch import config, fitting, variants
+from scalesearch.budget import Limits, Needs
 from scalesearch.config import Experiment
-from scalesearch.data import Data
-from scalesearch.evaluation import Evaluation
+from scalesearch.data import Data, load
+from scalesearch.evaluation import Evaluation, Outcome
 from scalesearch.ledger import Ledger, is_locked, write_atomic
-from scalesearch.network import Network
-from scalesearch.scaling import Coefficients, Rounding
+from scalesearch.network import AnyNetwork, from_table
+from scalesearch.scaling import Coefficients, Rounding, scale
 from scalesearch.search import BASELINE, Candidate, Plan, Trained
 
 if TYPE_CHECKING:
@@ -24,13 +26,13 @@ if TYPE_CHECKING:
     from scalesearch.selection import Choice
 
 
-def open_study(experiment: Experiment, plan: Plan, data: Data) -> None:
+def open_study(experiment: Experiment, plan: Plan, data: Data, init: str | None) -> None:
     """Make the study's directory, or see that the one that is there belongs to the same search."""
     path = experiment.directory / "settings.yaml"
     if path.exists():
         before = config.decisive_settings(config.from_yaml(path))
         now = config.decisive_settings(experiment.settings)
-        differing = [key for key in now if before.get(key) != now[key]]
+        differing = [key for key in before | now if before.get(key) != now.get(key)]
         if differing:
             raise ValueError(
                 f"study {experiment.study!r} was begun with other settings ({', '.join(differing)}); choose another "
@@ -39,22 +41,24 @@ def open_study(experiment: Experiment, plan: Plan, data: Data) -> None:
     write_atomic(path, config.to_yaml(experiment.settings).encode())
     rows = [
         {"candidate": candidate.id, "seed": evaluation.seed, "key": evaluation.key}
-        for candidate, evaluation in planned_evaluations(plan, experiment, data)
+        for candidate, evaluation in planned_evaluations(plan, experiment, data, init)
     ]
     write_atomic(experiment.directory / "evaluations.json", json.dumps({"evaluations": rows}, indent=1).encode())
 
 
-def planned_evaluations(plan: Plan, experiment: Experiment, data: Data) -> Iterator[tuple[Candidate, Evaluation]]:
-    """Every (candidate, evaluation) of a study, the 1x network first."""
+def planned_evaluations(
+    plan: Plan, experiment: Experiment, data: Data, init: str | None
+) -> Iterator[tuple[Candidate, Evaluation]]:
+    """Every (candidate, evaluation) of a study, the 1x network first; `init` is the digest of the initial weights."""
     for candidate in (plan.baseline, *plan.candidates):
         for seed in range(experiment.seeds):
-            yield candidate, Evaluation(candidate.network, experiment.recipe, data.fingerprint, seed)
+            yield candidate, Evaluation(candidate.network, experiment.recipe, data.fingerprint, seed, init)
 
 
-def forget_failures(experiment: Experiment, plan: Plan, data: Data) -> int:
+def forget_failures(ledger: Ledger, evaluations: Iterable[Evaluation]) -> int:
     """How many failed evaluations were taken out of the ledger, so that they are run again."""
-    ledger, forgotten = Ledger(experiment.workspace), 0
-    for _, evaluation in planned_evaluations(plan, experiment, data):
+    forgotten = 0
+    for evaluation in evaluations:
         record = ledger.get(evaluation.key)
         if record is not None and record["state"] == "failed":
             ledger.remove(evaluation.key)
@@ -102,11 +106,11 @@ def _planned(path: Path) -> list[dict[str, Any]]:
     raise ValueError(f"{path} is missing or damaged; the study's `scalesearch run` command writes it again")
 
 
-def counts(trained: Sequence[Trained]) -> dict[str, int]:
+def counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
     """How many evaluations were trained now, taken from the ledger, and failed (now or before)."""
-    failed = sum(one.outcome.result is None for one in trained)
-    reused = sum(one.outcome.reused and one.outcome.result is not None for one in trained)
-    return {"trained": len(trained) - failed - reused, "reused": reused, "failed": failed}
+    failed = sum(outcome.result is None for outcome in outcomes)
+    reused = sum(outcome.reused and outcome.result is not None for outcome in outcomes)
+    return {"trained": len(outcomes) - failed - reused, "reused": reused, "failed": failed}
 
 
 def write_trials(experiment: Experiment, trained: Sequence[Trained]) -> None:
@@ -182,9 +186,10 @@ def write_answer(
         "test_accuracy": {"chosen": test[chosen.id], "baseline": test[BASELINE]},
         "baseline": {
             **{key: rows[BASELINE][key] for key in ("macs", "params", "activations", "depth", "resolution")},
+            **{key: _finite(rows[BASELINE][key]) for key in Needs._fields},
             **scores(BASELINE),
         },
-        "evaluations": counts(trained),
+        "evaluations": counts([one.outcome for one in trained]),
         "variants": rows_of_family,
         "directory": str(directory),
     }
@@ -193,7 +198,7 @@ def write_answer(
     return answer, [directory / name for name in (*names, "figures", "variants")]
 
 
-def chosen(directory: Path) -> tuple[Network, Rounding, Coefficients]:
+def chosen(directory: Path) -> tuple[AnyNetwork, Rounding, Coefficients]:
     """Baseline, rounding and chosen coefficients of a study.
 
     Errors: ValueError where it has not come to a choice, or its files were damaged.
@@ -204,9 +209,75 @@ def chosen(directory: Path) -> tuple[Network, Rounding, Coefficients]:
         settings = config.from_yaml(directory / "settings.yaml")
         values = config.from_yaml(directory / "coefficients.yaml")
         coefficients = Coefficients(*(values[name] for name in ("alpha", "beta", "gamma")))
-        return config.load_baseline(settings), Rounding(**settings["rounding"]), coefficients
+        return config.load_baseline(settings, composed=False), Rounding(**settings["rounding"]), coefficients
     except (KeyError, TypeError) as error:
         raise ValueError(f"the files of study {directory.name!r} are damaged ({error}); run it again") from None
+
+
+def batch_size(directory: Path) -> int:
+    """Images of a step of the study's recipe. Errors: ValueError where its settings were damaged."""
+    try:
+        return int(config.from_yaml(directory / "settings.yaml")["recipe"]["batch_size"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the files of study {directory.name!r} are damaged ({error}); run it again") from None
+
+
+def fit_values(fit: fitting.Fit, limits: Limits) -> dict[str, Any]:
+    """A fit as `variants --json` prints it."""
+    return {
+        "limits": limits.given(),
+        "phi": fit.variant.phi,
+        "moves": [move._asdict() for move in fit.variant.moves],
+        "binding": fit.binding,
+        "use": fit.use,
+        "used_up": fit.share >= fitting.ENOUGH,
+    }
+
+
+class TrainedCandidate(NamedTuple):
+    """A candidate with what its first seed has left; `data` is None where that is no longer what it was trained on."""
+
+    id: str
+    network: AnyNetwork
+    weights: Path
+    val_accuracy: float
+    data: Data | None
+
+
+def trained_candidate(workspace: Path, directory: Path, name: str) -> TrainedCandidate:
+    """A candidate of a study, "baseline" for the 1x network or "chosen" for the answer, with its trained weights.
+
+    Errors: ValueError where there is none of that name, or it has not been trained.
+    """
+    if name == "chosen":
+        chosen(directory)  # refuses a study without a choice
+        name = json.loads((directory / "result.json").read_bytes())["chosen"]["id"]
+    keys = {row["candidate"]: row["key"] for row in _planned(directory / "evaluations.json") if row["seed"] == 0}
+    if name not in keys:
+        known = f"chosen, {', '.join(list(keys)[:3])} to {list(keys)[-1]}"
+        raise ValueError(f"candidate is {name!r}; study {directory.name!r} has {known}")
+    ledger = Ledger(workspace)
+    record = ledger.get(keys[name])
+    weights = ledger.weights_path(keys[name])
+    if record is None or record["state"] != "finished" or not weights.exists():
+        raise ValueError(f"candidate {name} of study {directory.name!r} has no trained weights of seed 0")
+    described, made = record["specification"]["network"], f"{directory.name}_{name}"
+    if "factory" in described:  # the ledger has what it makes, and not the multipliers that it was given
+        experiment = config.load_settings(directory)
+        with (directory / "candidates.csv").open(newline="") as file:
+            row = next(row for row in csv.DictReader(file) if row["candidate"] == name)
+        network, rounding = experiment.proxy_network
+        coefficients = Coefficients(*(float(row[key]) for key in ("alpha", "beta", "gamma")))
+        network = scale(network, coefficients, 1, rounding=rounding, name=made)
+    else:
+        network = from_table(described, name=made)
+    try:
+        data = load(config.load_settings(directory).data)
+    except (OSError, ValueError):  # on another machine, say: the weights are worth having without
+        data = None
+    if data is not None and data.fingerprint != record["specification"]["data"]:
+        data = None
+    return TrainedCandidate(name, network, weights, record["result"]["val_accuracy"], data)
 
 
 def candidate_values(candidate: Candidate) -> dict[str, Any]:

@@ -34,8 +34,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scalesearch.cost import cost
 from scalesearch.data import Data, DataSpec, load
-from scalesearch.model import Convolution, build, layers
-from scalesearch.network import Network, from_table
+from scalesearch.model import build, build_on_meta, identity, trust
+from scalesearch.network import AnyNetwork, Factory, Network, from_table
+from scalesearch.pretrained import read, start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Recipe:
 
     schedule: "one_cycle" (linear rise over `warmup` of the steps, then to zero) or "cosine" (the same rise).
     learning_rate: its highest value, for `batch_size` images a step.
-    weight_decay: of convolutions and linear weights, not of norms and biases.
+    weight_decay: of convolutions and linear weights, not of norms, biases and learned tokens.
     crop_padding: the padded crop's margin as a share of the resolution; 0 switches it off.
     mixup: alpha of the beta distribution (arXiv:1710.09412); 0 switches it off.
     ema: decay per step of the averaged weights that are then evaluated; 0 switches it off.
@@ -119,7 +120,7 @@ class Diverged(ValueError):  # noqa: N818 - what a training did
 
 def run_specification(specification: dict[str, Any]) -> dict[str, Any]:
     """What a worker runs: plain JSON in, plain JSON out; the trained weights go to the file `weights`."""
-    network = from_table(specification["network"], name=specification["name"])
+    network = _network(specification)
     recipe = Recipe(**specification["recipe"])
     data = _loaded(DataSpec(**specification["data_spec"]))
     if data.fingerprint != specification["data"]:
@@ -132,6 +133,7 @@ def run_specification(specification: dict[str, Any]) -> dict[str, Any]:
         recipe,
         data,
         seed=specification["seed"],
+        initial=Path(specification["initial"]) if "initial" in specification else None,
         weights=Path(specification["weights"]),
         checkpoint=Path(specification["checkpoint"]),
     )
@@ -139,12 +141,13 @@ def run_specification(specification: dict[str, Any]) -> dict[str, Any]:
 
 
 def train(
-    network: Network,
+    network: AnyNetwork,
     recipe: Recipe,
     data: Data,
     *,
     seed: int,
     device: str | None = None,
+    initial: Path | None = None,
     weights: Path | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 30.0,
@@ -153,6 +156,7 @@ def train(
 
     Args:
         device: torch device; None takes a GPU where there is one.
+        initial: file of weights by place (`pretrained.read`), which the layers that fit start from.
         weights: safetensors file that the trained weights are written to, atomically.
         checkpoint: safetensors file kept at ends of epochs, `checkpoint_seconds` apart, from which the same
             call goes on after an interruption, with the same numbers; removed at the end. One that is damaged, or
@@ -164,9 +168,12 @@ def train(
     started = time.perf_counter()
 
     torch.manual_seed(seed)
-    model = build(network).to(place, memory_format=layout)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    model = build(network)
+    if initial is not None:
+        start(model, network, read(initial))
+    model = model.to(place, memory_format=layout)
+    decayed = [p for p in model.parameters() if _is_decayed(p)]
+    others = [p for p in model.parameters() if not _is_decayed(p)]
     optimizer = torch.optim.SGD(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=recipe.learning_rate,
@@ -195,7 +202,8 @@ def train(
 
     curve: list[dict[str, float]] = []
     seconds_before = 0.0
-    of = json.dumps([network.table(), dataclasses.asdict(recipe), data.fingerprint, seed], sort_keys=True)
+    what = [identity(network), dataclasses.asdict(recipe), data.fingerprint, seed]
+    of = json.dumps(what if initial is None else [*what, initial.stem], sort_keys=True)
     state = _state(model, optimizer, averaged)
     if checkpoint is not None and checkpoint.exists():
         curve, seconds_before = _load_checkpoint(checkpoint, state, of)
@@ -271,7 +279,7 @@ def train(
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, network: Network, data: Data, *, split: str, device: str | torch.device
+    model: nn.Module, network: AnyNetwork, data: Data, *, split: str, device: str | torch.device
 ) -> tuple[float, np.ndarray[Any, np.dtype[np.bool_]]]:
     """(mean cross entropy, a bool per image whether it is right) on "val" or "test", in float32."""
     model.eval()
@@ -292,7 +300,7 @@ def evaluate(
 
 def test_specification(specification: dict[str, Any]) -> dict[str, Any]:
     """What a worker runs for the test split: the saved `weights` of an evaluation, scored once."""
-    network = from_table(specification["network"], name=specification["name"])
+    network = _network(specification)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_weights(network, Path(specification["weights"])).to(device)
     data = _loaded(DataSpec(**specification["data_spec"]))
@@ -300,12 +308,19 @@ def test_specification(specification: dict[str, Any]) -> dict[str, Any]:
     return {"test_accuracy": float(correct.mean()), "test_loss": loss, "num_test": len(correct)}
 
 
+def _network(specification: Mapping[str, Any]) -> AnyNetwork:
+    network = from_table(specification["network"], name=specification["name"])
+    if isinstance(network, Factory):
+        trust(network.function)  # the driver's word, which had it from the user
+    return network
+
+
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write the state dict as safetensors, atomically."""
     _save(model.state_dict(), path)
 
 
-def load_weights(network: Network, path: Path) -> nn.Module:
+def load_weights(network: AnyNetwork, path: Path) -> nn.Module:
     """The module of `network` with the weights of a safetensors file, in evaluation mode.
 
     Errors: ValueError naming the file where they do not fit.
@@ -319,14 +334,15 @@ def load_weights(network: Network, path: Path) -> nn.Module:
     return model.eval()
 
 
-def seconds_per_image(network: Network, recipe: Recipe, *, threads: int, budget_seconds: float = 1.0) -> float:
+def seconds_per_image(network: AnyNetwork, recipe: Recipe, *, threads: int, budget_seconds: float = 1.0) -> float:
     """Measured training seconds an image of this network on this machine's CPU, from a few steps of made-up images.
 
     A large network is timed with few images of a lower resolution and the time raised in proportion to the
     multiply-adds, so that this stays a matter of a second.
     """
     timed, share = network, 1.0
-    while cost(timed).macs > 5e7 and timed.resolution >= 2 * timed.total_stride:
+    # A user's function may make networks for one resolution only, and knows no total stride.
+    while isinstance(timed, Network) and cost(timed).macs > 5e7 and timed.resolution >= 2 * timed.total_stride:
         timed = replace(timed, resolution=timed.resolution // 2)
         share = cost(network).macs / cost(timed).macs
     batch = max(2, min(recipe.batch_size, int(2e8 / cost(timed).macs)))
@@ -355,16 +371,13 @@ def seconds_per_image(network: Network, recipe: Recipe, *, threads: int, budget_
     return min(times[1:]) / batch * share
 
 
-def autocast_pays(network: Network, device: torch.device) -> bool:
+def autocast_pays(network: AnyNetwork, device: torch.device) -> bool:
     """Whether bfloat16 autocast is expected to be faster: on a GPU that has it, and on a CPU with the
     instructions for plain convolutions only; depthwise ones lose more in the backward pass than the rest gains."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    grouped = any(
-        isinstance(record, Convolution) and record.groups > 1
-        for _, records in layers(network)
-        for record in records.values()
-    )
+    convolutions = [module for module in build_on_meta(network).modules() if isinstance(module, nn.Conv2d)]
+    grouped = any(module.groups > 1 for module in convolutions)
     return not grouped and "avx512_bf16" in _cpu_flags()
 
 
@@ -411,6 +424,11 @@ def _moved(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
     return torch.from_numpy(values).to(device)
 
 
+def _is_decayed(parameter: nn.Parameter) -> bool:
+    learned = parameter.ndim == 3 and len(parameter) == 1  # (1, N, C): a class token, positions
+    return parameter.ndim > 1 and not learned
+
+
 def _schedule(recipe: Recipe, progress: float) -> float:
     """The learning rate's share of its highest value at `progress`, 0 to 1."""
     if progress < recipe.warmup:
@@ -419,7 +437,7 @@ def _schedule(recipe: Recipe, progress: float) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * rest) if recipe.schedule == "cosine" else 1 - rest
 
 
-def _autocast(network: Network, recipe: Recipe, device: torch.device) -> Any:
+def _autocast(network: AnyNetwork, recipe: Recipe, device: torch.device) -> Any:
     wanted = recipe.autocast == "bfloat16" or (recipe.autocast == "auto" and autocast_pays(network, device))
     return (lambda: torch.autocast(device.type, torch.bfloat16)) if wanted else nullcontext
 

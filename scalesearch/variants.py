@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
+from scalesearch.budget import Meter, Needs
 from scalesearch.cost import Cost, cost
 from scalesearch.ledger import write_atomic
-from scalesearch.network import Network
+from scalesearch.network import AnyNetwork
 from scalesearch.scaling import Coefficients, Rounding, scale
+
+
+class Move(NamedTuple):
+    """A departure from the rule of rounding, such as ("stages[3].repeats", 4, 5), that uses a budget up."""
+
+    what: str
+    before: float
+    after: float
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.before:g} -> {self.after:g}"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The baseline scaled to one phi; `macs_ratio` is its counted cost over that of the baseline itself."""
+    """The baseline scaled to one phi and trimmed by `moves`; `macs_ratio` is its counted cost over that of the
+    baseline itself, `needs` None where nobody asked for them."""
 
     phi: float
-    network: Network
+    network: AnyNetwork
     cost: Cost
     macs_ratio: float
+    moves: tuple[Move, ...] = ()
+    needs: Needs | None = None
 
 
-def family(network: Network, coefficients: Coefficients, phis: Sequence[float], *, rounding: Rounding) -> list[Variant]:
+def family(
+    network: AnyNetwork, coefficients: Coefficients, phis: Sequence[float], *, rounding: Rounding
+) -> list[Variant]:
     """The variants at `phis`, each once and in rising order, with their counted costs; phi = 0 is the baseline itself.
 
     Errors: ValueError for a phi at which the network cannot be (named).
@@ -34,17 +52,23 @@ def family(network: Network, coefficients: Coefficients, phis: Sequence[float], 
         name = network.name if phi == 0 else f"{network.name}_phi{repr(phi).removesuffix('.0')}"
         try:
             scaled = scale(network, coefficients, phi, rounding=rounding, name=name)
+            counted = cost(scaled)
         except ValueError as error:
             raise ValueError(f"phi {phi:g}: {error}") from None
-        counted = cost(scaled)
         variants.append(Variant(phi, scaled, counted, counted.macs / base))
     return variants
 
 
+def measured(variants: Sequence[Variant], meter: Meter) -> list[Variant]:
+    """The variants with what each needs in memory and time."""
+    return [replace(variant, needs=meter.needs(variant.network)) for variant in variants]
+
+
 def family_rows(
     variants: Sequence[Variant], coefficients: Coefficients, directory: Path
-) -> list[dict[str, str | int | float]]:
-    """A row a variant: name, phi, nominal and counted cost ratios, sizes, and the file that `write` makes of it."""
+) -> list[dict[str, str | int | float | None]]:
+    """A row a variant: name, phi, nominal and counted cost ratios, sizes, needs if they were asked for, and the file
+    that `write` makes of it."""
     return [
         {
             "name": variant.network.name,
@@ -55,6 +79,7 @@ def family_rows(
             "macs_ratio": variant.macs_ratio,
             "params": variant.cost.params,
             "activations": variant.cost.activations,
+            **(variant.needs._asdict() if variant.needs else {}),
             "depth": variant.network.depth,
             "resolution": variant.network.resolution,
             "file": str(_file(directory, variant)),
@@ -63,11 +88,16 @@ def family_rows(
     ]
 
 
-def write(variants: Sequence[Variant], coefficients: Coefficients, directory: Path, *, rounding: Rounding) -> None:
-    """A YAML a variant in `directory`/baseline: `--config-dir directory baseline=NAME` loads it in any command."""
+def write(
+    variants: Sequence[Variant], coefficients: Coefficients, directory: Path, *, rounding: Rounding, comment: str = ""
+) -> None:
+    """A YAML a variant in `directory`/baseline: `--config-dir directory baseline=NAME` loads it in any command.
+
+    At the top it says how it was made, and then what `comment` does.
+    """
     for variant in variants:
         depth, width, resolution = coefficients.multipliers(variant.phi)
-        comment = (
+        made = (
             f"{variant.network.name}: phi = {variant.phi:g}, alpha (depth) = {coefficients.alpha:g}, "
             f"beta (width) = {coefficients.beta:g}, gamma (resolution) = {coefficients.gamma:g}\n"
             f"multipliers: depth {depth:.4g}, width {width:.4g}, resolution {resolution:.4g}; "
@@ -75,7 +105,7 @@ def write(variants: Sequence[Variant], coefficients: Coefficients, directory: Pa
             f"{variant.cost.macs:,} multiply-adds ({variant.macs_ratio:.3f} x the baseline), "
             f"{variant.cost.params:,} params, {variant.cost.activations:,} activations"
         )
-        text = variant.network.to_yaml(comment=comment)
+        text = variant.network.to_yaml(comment=f"{made}\n{comment}".rstrip())
         write_atomic(_file(directory, variant), text.encode())
 
 

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import csv
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from scalesearch.network import Network, load
+from scalesearch.network import Network, Stage, load
 from scalesearch.scaling import Proxy, Rounding
+
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell's background job ignores it, and so would its children
 
 CONF = Path(__file__).parent.parent / "conf"
 REFERENCE = Path(__file__).parent / "reference"
+TABLES = sorted(
+    path for path in (CONF / "baseline").glob("*.yaml") if "factory" not in yaml.safe_load(path.read_text())
+)
 
 
-@pytest.fixture(params=sorted((CONF / "baseline").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.fixture(params=TABLES, ids=lambda path: path.stem)
 def baseline(request: pytest.FixtureRequest) -> Network:
-    """Every baseline of conf/baseline in turn, so that a new one is tested as soon as its file is there."""
+    """Every table of conf/baseline in turn, so that a new one is tested as soon as its file is there."""
     return load(request.param)
 
 
 @pytest.fixture(scope="session")
 def baselines() -> dict[str, Network]:
-    return {path.stem: load(path) for path in (CONF / "baseline").glob("*.yaml")}
+    return {path.stem: load(path) for path in TABLES}
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +55,52 @@ def reference() -> Callable[[str], list[dict[str, str]]]:
             return list(csv.DictReader(file))
 
     return rows
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`block_network`: a small network around every block of `BLOCKS`, in each of the shapes below."""
+    if "block_network" in metafunc.fixturenames:
+        from scalesearch.model import BLOCKS
+
+        cases = {f"{block}-{shape}": around(block, **SHAPES[shape]) for block in BLOCKS for shape in SHAPES}
+        metafunc.parametrize("block_network", cases.values(), ids=cases)
+
+
+REQUIRED: dict[str, Any] = {"channels": 16, "heads": 4}
+SHAPES: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "kept": {"kernel": 5, "expand": 2, "squeeze_excite": 0.5, "groups": 4, "activation": "hardswish"},
+    "changed": {
+        **{"channels": 24, "kernel": 5, "stride": 2, "expand": 1.5, "squeeze_excite": 0.25, "groups": 4, "heads": 2},
+        "activation": "silu",
+    },
+}
+
+
+def around(block: str, **fields: Any) -> Network:
+    """A network of 16 px whose one stage is `block`, with those of `fields` that it reads; 16 channels go in."""
+    from scalesearch.model import BLOCKS
+
+    kind = BLOCKS[block]
+    given = {name: value for name, value in (REQUIRED | fields).items() if name in kind.fields}
+    if kind.takes == "tokens" and "channels" in given:
+        given["channels"] = 16  # tokens keep their width
+    stem = [Stage(block="conv_norm", channels=16)]
+    if kind.takes == "tokens":  # that have seen one another: the class token alone knows nothing of the image
+        patches = Stage(block="patch_embed", channels=16, stride=4)
+        stem = [patches, Stage(block="transformer", channels=16, heads=4)]
+    head = []
+    if kind.gives == "tokens":
+        head = [Stage(block="transformer", channels=given["channels"], heads=4), Stage(block="class_token")]
+    return Network(
+        name=block,
+        resolution=16,
+        stem=tuple(stem),
+        stages=(Stage(block=block, repeats=2 if kind.takes == kind.gives else 1, **given),),
+        head=tuple(head),
+        activation="relu",
+        num_classes=5,
+    )
 
 
 @pytest.fixture

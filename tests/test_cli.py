@@ -112,8 +112,9 @@ REFUSED = [
     ("run study=???", "study"),
     ("run +_target_=os.getcwd", "'_target_' is not a known key"),
     ("run --multirun baseline=mobilenetv2,nosuch", "there is no baseline 'nosuch'"),
-    ("variants", "got neither"),
-    (" ".join(["variants", *COEFFICIENTS, "study=x"]), "not both"),
+    ("variants phis=[]", "phis is \\[\\]; it must be a list of numbers"),
+    (" ".join(["variants", *COEFFICIENTS, "study=x"]), "give one of them"),
+    ("run budget.memory=64M", "budget.memory is '64M'; it must be bytes such as 512MiB"),
     ("variants coefficients.alpha=1.2", "coefficients.beta is missing"),
     ("variants study=nosuch", "there is no study"),
     ("status", "there is no study in workspace"),
@@ -182,6 +183,13 @@ def test_a_baseline_of_ones_own_is_a_choice_like_any_other(scalesearch: Command,
         ("repeats: 2", "repeats: 0", "stages[1].repeats is 0"),
         ("channels: 24", "channels: 1000000000", "stages[1].channels is 1000000000"),
         ("resolution: 32", "resolution: 3", "resolution is 3 px"),
+        ("channels: 24", "channels: 24, heads: 3", "stages[1].heads is 3; a mbconv has none"),
+        (
+            "{block: conv_norm, kernel: 1, channels: 64}",
+            "{block: class_token}",
+            "head.block is 'class_token', which takes",
+        ),
+        ("{block: conv_norm, kernel: 1, channels: 64}", "[{block: max_pool, stride: 3}]", "head.stride is 3"),
         ("kernel: 1,", "kernl: 1,", "did you mean 'kernel'"),
         ("activation: relu", "activation: ${oc.env:NOT_THERE}", "NOT_THERE"),
         ("name: mine", "name: ../mine", "name is '../mine'"),
@@ -223,7 +231,7 @@ def test_variants_prints_one_json_object_and_writes_only_its_files(scalesearch: 
     names = [row["name"] for row in json.loads(out)["variants"]]
     assert names == ["mobilenetv2_phi1"]
     written = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert written == {f"{name}.yaml" for name in names}
+    assert written == {f"{name}.yaml" for name in names} | {"latency.json"}
 
 
 def test_a_sweep_prints_a_json_object_a_job_and_leaves_nothing_behind(scalesearch: Command, tmp_path: Path) -> None:

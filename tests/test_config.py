@@ -13,13 +13,16 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from scalesearch import cli, config
+from scalesearch.budget import METRICS
 from scalesearch.network import Network
+from scalesearch.scaling import Coefficients
 
-PRIMARIES = ("run", "cost", "variants", "status", "ui", "sync")
+PRIMARIES = ("run", "cost", "train", "variants", "status", "ui", "sync")
 COEFFICIENTS = ("coefficients.alpha=1.2", "coefficients.beta=1.1", "coefficients.gamma=1.15")
 QUESTIONS = {
     "run": (config.load_experiment, ()),
     "cost": (config.load_cost, ()),
+    "train": (config.load_train, ()),
     "variants": (config.load_variants, COEFFICIENTS),
     "status": (config.load_study, ()),
     "ui": (config.load_study, ()),
@@ -38,9 +41,11 @@ MAY_BE_MISSING = {
         "data.cache",
         "tracking.uri",
         "rounding.resolution_multiple",  # 1
+        *(f"budget.{metric}" for metric in METRICS),  # no limit
         *OF_A_BASELINE,
     },
     "cost": {"rounding.resolution_multiple", *OF_A_BASELINE},
+    "train": {"data.split_seed", "data.cache", "rounding.resolution_multiple", *OF_A_BASELINE},
     "variants": {"rounding.resolution_multiple", *OF_A_BASELINE},
     "status": set(),
     "ui": {"port", "tracking", "tracking.uri"},
@@ -108,6 +113,7 @@ def test_every_primary_config_makes_its_question(primary: str) -> None:
         (group, choice)
         for group in ("baseline", "proxy", "rounding", "budget", "grid", "search", "recipe", "executor", "tracking")
         for choice in choices(group)
+        if choice != "factory"  # which needs a function of the user's
     ],
 )
 def test_every_choice_of_every_group_makes_an_experiment(group: str, choice: str) -> None:
@@ -250,10 +256,12 @@ def test_a_whole_number_for_a_float_makes_the_same_experiment() -> None:
 
 def test_a_study_is_named_by_what_decides_it_and_nothing_else() -> None:
     name = question("run", compose("run")).study
-    for same in ("recipe.seeds=1", "phis=[1]", "executor.threads=2", "tracking=none", "data.cache=/x", "workspace=w"):
-        assert question("run", compose("run", same)).study == name
-    for other in ("recipe.epochs=3", "data.num_val=9000", "budget.tolerance=0.2", "grid=nni", "search.confidence=0.9"):
-        assert question("run", compose("run", other)).study != name
+    same = ("recipe.seeds=1", "phis=[1]", "executor.threads=2", "tracking=none", "data.cache=/x", "workspace=w")
+    for override in (*same, "init=null"):
+        assert question("run", compose("run", override)).study == name
+    other = ("recipe.epochs=3", "data.num_val=9000", "budget.tolerance=0.2", "grid=nni", "search.confidence=0.9")
+    for override in (*other, "init=timm:mobilenetv2_100"):
+        assert question("run", compose("run", override)).study != name
     assert question("run", compose("run", "study=7")).study == "7"
 
 
@@ -316,10 +324,15 @@ def test_the_only_study_needs_no_name(tmp_path: Path) -> None:
     assert config.find_study(tmp_path, "two") == config.study_directory(tmp_path, "two")
 
 
-@pytest.mark.parametrize("given", [(), COEFFICIENTS[:2], (*COEFFICIENTS, "study=x")])
-def test_variants_wants_either_coefficients_or_a_study(given: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match=r"got neither|not both|gamma is missing"):
+@pytest.mark.parametrize("given", [COEFFICIENTS[:2], (*COEFFICIENTS, "study=x")])
+def test_variants_wants_all_coefficients_or_a_study(given: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"give one of them|gamma is missing"):
         question("variants", compose("variants", *given))
+
+
+def test_without_coefficients_the_papers_are_taken() -> None:
+    assert question("variants", compose("variants")).coefficients == Coefficients(1.2, 1.1, 1.15)
+    assert question("variants", compose("variants", "study=x")).coefficients is None
 
 
 def compose_with(primary: str, key: str, value: object, *, add: bool = False) -> DictConfig:

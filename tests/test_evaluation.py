@@ -30,9 +30,9 @@ NETWORK = Network(
     in_channels=1,
     num_classes=10,
     activation="relu",
-    stem=Stage(block="conv_norm", channels=8),
+    stem=(Stage(block="conv_norm", channels=8),),
     stages=(Stage(block="mbconv", channels=8),),
-    head=Stage(block="conv_norm", kernel=1, channels=16),
+    head=(Stage(block="conv_norm", kernel=1, channels=16),),
 )
 RECIPE = Recipe(
     epochs=1,
@@ -118,6 +118,22 @@ def test_what_the_ledger_has_is_not_trained_again(evaluator: Evaluator, ledger: 
             assert outcome.result is not None
             assert outcome.result.to_json() == before.to_json()
     assert [path.stat().st_mtime_ns for path in weights] == written
+
+
+def test_a_driver_killed_after_its_record_leaves_no_lock_for_ever(evaluator: Evaluator, ledger: Ledger) -> None:
+    list(evaluator.run([evaluation(0)]))
+    lock = ledger.weights_path(evaluation(0).key).with_suffix(".lock")
+    assert not lock.exists()
+    lock.touch()  # what a driver leaves that is killed between its record and its release
+    assert [outcome.reused for outcome in evaluator.run([evaluation(0)])] == [True]
+    assert not lock.exists()
+
+
+def test_the_lock_of_a_living_driver_is_left_alone(evaluator: Evaluator, ledger: Ledger) -> None:
+    list(evaluator.run([evaluation(0)]))
+    with ledger.claim(evaluation(0).key) or pytest.fail("nobody has it"):
+        assert [outcome.reused for outcome in evaluator.run([evaluation(0)])] == [True]
+        assert is_claimed(ledger, evaluation(0).key)
 
 
 def test_a_record_is_in_the_ledger_when_its_outcome_is_yielded(evaluator: Evaluator, ledger: Ledger) -> None:

@@ -1,36 +1,41 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from scalesearch.model import BLOCKS, InvertedResidual, PreactivationBottleneck, build, layers
+from scalesearch.model import BLOCKS, build, layers
 from scalesearch.network import ACTIVATIONS, Network, Stage
 from scalesearch.scaling import Coefficients, Proxy, Rounding, resize, scale, shrink
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def tiny(*stages: Stage, activation: str = "relu", stem: int = 8, head: Stage | None = None) -> Network:
+def tiny(*stages: Stage, activation: str = "relu", stem: int = 8) -> Network:
     return Network(
         name="tiny",
         resolution=8,
-        stem=Stage(block="conv_norm", channels=stem),
+        stem=(Stage(block="conv_norm", channels=stem),),
         stages=stages,
-        head=head or Stage(block="conv_norm", channels=16, kernel=1),
+        head=(Stage(block="conv_norm", channels=16, kernel=1),),
         activation=activation,
         num_classes=5,
     )
 
 
 def small(network: Network, proxies: dict[str, Proxy], roundings: dict[str, Rounding]) -> Network:
-    """A network as a search would train it, with dropout off so that a step depends on the weights alone."""
-    fitted = replace(network, num_classes=10, dropout=0.0)
-    return shrink(fitted, proxies["small"], roundings["nearest"])[0]
+    """A network as a search would train it, of two blocks a stage at most.
+
+    Dropout is off, so that a step depends on the weights alone.
+    """
+    stages = tuple(replace(stage, repeats=min(stage.repeats, 2)) for stage in network.stages)
+    fitted = replace(network, stages=stages, num_classes=10, dropout=0.0)
+    return shrink(fitted, replace(proxies["small"], depth=1), roundings["nearest"])[0]
 
 
 def batch(network: Network, size: int = 8) -> tuple[Tensor, Tensor]:
@@ -65,6 +70,11 @@ def with_zero_gradient(module: nn.Module) -> list[str]:
     return [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()]
 
 
+def but_for_dead_gates(names: list[str]) -> list[str]:
+    """One or two squeezed channels may all meet a relu below 0; the last bias of a gate has a gradient even then."""
+    return [name for name in names if ".squeeze." not in name and not name.endswith(".excite.weight")]
+
+
 def test_every_baseline_takes_a_step_that_reaches_every_parameter(
     baseline: Network, proxies: dict[str, Proxy], roundings: dict[str, Rounding]
 ) -> None:
@@ -73,46 +83,120 @@ def test_every_baseline_takes_a_step_that_reaches_every_parameter(
     # Branches begin at zero, so it takes one step before the loss depends on all of them.
     module = steps(network, 1)
     assert without_gradient(module) == []
-    assert with_zero_gradient(module) == []
+    assert but_for_dead_gates(with_zero_gradient(module)) == []
 
 
-@pytest.mark.parametrize("triple", [(1.2, 1.1, 1.15), (2, 1, 1), (1, 1.4, 1), (1, 1, 1.4)])
+@pytest.mark.parametrize("triple", [(1.2, 1.1, 1.15), (1, 1.4, 1)])
 def test_scaled_baselines_take_a_step(
     triple: tuple[float, float, float], baseline: Network, proxies: dict[str, Proxy], roundings: dict[str, Rounding]
 ) -> None:
     network = scale(small(baseline, proxies, roundings), Coefficients(*triple), 1, rounding=roundings["nearest"])
-    assert with_zero_gradient(steps(network, 1)) == []
+    assert but_for_dead_gates(with_zero_gradient(steps(network, 1))) == []
 
 
-def test_squeeze_and_excitation_takes_a_step_in_every_stage(
+def test_squeeze_and_excitation_takes_a_step_in_every_stage_that_can_have_it(
     baseline: Network, proxies: dict[str, Proxy], roundings: dict[str, Rounding]
 ) -> None:
     network = small(baseline, proxies, roundings)
-    network = replace(network, stages=tuple(replace(stage, squeeze_excite=0.5) for stage in network.stages))
-    module = steps(network, 1)
+    ratio = {True: 0.5, False: 0.0}
+    can = ["squeeze_excite" in BLOCKS[stage.block].fields for stage in network.stages]
+    stages = [replace(row, squeeze_excite=ratio[yes]) for row, yes in zip(network.stages, can, strict=True)]
+    module = steps(replace(network, stages=tuple(stages)), 1)
     assert without_gradient(module) == []
     gates = [name for name, _ in module.named_parameters() if ".squeeze." in name or ".excite." in name]
-    assert len(gates) == 4 * network.depth
-    # The inner half of a gate may be dead where few channels meet a relu; its outer half is not.
-    assert [name for name in with_zero_gradient(module) if ".squeeze." not in name] == []
+    assert len(gates) == 4 * sum(row.repeats for row, yes in zip(stages, can, strict=True) if yes)
+    assert but_for_dead_gates(with_zero_gradient(module)) == []
+
+
+# Every block, alone
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("block", sorted({*BLOCKS} - {"norm"}))
-def test_every_block_trains_with_every_activation(block: str, activation: str) -> None:
-    stage = Stage(block=block, channels=16, repeats=2, stride=2, expand=2 if block == "mbconv" else 0.5)
-    assert with_zero_gradient(steps(tiny(stage, activation=activation), 1)) == []
+def test_every_block_trains_with_every_activation(block_network: Network, activation: str) -> None:
+    assert with_zero_gradient(steps(replace(block_network, activation=activation), 1)) == []
+
+
+def test_a_blocks_output_has_the_shape_that_its_place_says(block_network: Network) -> None:
+    assert_shapes(block_network)
+
+
+def test_a_block_is_made_of_its_records(block_network: Network) -> None:
+    assert_made_of_records(block_network)
+
+
+def test_a_block_leaves_its_input_alone(block_network: Network) -> None:
+    """Activations work in place, which must never reach the tensor that a residual still needs."""
+    torch.manual_seed(0)
+    module = build(block_network).train()
+    first = len(block_network.stem)
+    x = module.blocks[:first](batch(block_network, 2)[0]).detach()
+    before = x.clone()
+    module.blocks[first](x)
+    assert torch.equal(x, before)
+
+
+def test_every_field_of_a_row_is_read_by_the_blocks_that_say_so(block_network: Network) -> None:
+    """Another value gives another network: other records, or at least other numbers."""
+    (stage,) = block_network.stages
+    others = {"channels": 32, "kernel": 7, "stride": 4, "expand": 4, "squeeze_excite": 1, "groups": 2, "heads": 8}
+    fields = set(BLOCKS[stage.block].fields)
+    if BLOCKS[stage.block].gives == "tokens":
+        fields -= {"channels"}  # of which the next transformer would hear
+    for name in fields:
+        other = replace(stage, **{name: others.get(name, "gelu")})
+        changed = replace(block_network, stages=(other,))
+        assert outcome(changed) != outcome(block_network), name
+
+
+def outcome(network: Network) -> list[float]:
+    """Logits of the module after a step, from the same seed."""
+    module = steps(network, 1).eval()
+    with torch.no_grad():
+        return module(batch(network)[0]).flatten().tolist()
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-3])
+def test_the_networks_epsilon_is_every_norms(epsilon: float, block_network: Network) -> None:
+    module = build(replace(block_network, norm_epsilon=epsilon))
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d | nn.LayerNorm)]
+    assert {part.eps for part in norms} == {epsilon}
+
+
+# Records and shapes of whole networks
 
 
 def test_the_modules_layers_are_the_counted_records(baseline: Network) -> None:
+    assert_made_of_records(baseline)
+
+
+def assert_made_of_records(network: Network) -> None:
     with torch.device("meta"):
-        module = build(baseline)
-    assert len(module.blocks) == sum(1 for _ in baseline.places())
-    for block, (place, records) in zip(module.blocks, layers(baseline), strict=True):
-        parts = {name: part for name, part in block.named_children() if any(True for _ in part.parameters())}
-        assert parts.keys() == records.keys(), place.name
-        for name, part in parts.items():
-            assert sum(p.numel() for p in part.parameters()) == records[name].params, (place.name, name)
+        module = build(network)
+    assert len(module.blocks) == sum(1 for _ in network.places())
+    for block, (place, records) in zip(module.blocks, layers(network), strict=True):
+        parts = {name: sum(p.numel() for p in part.parameters()) for name, part in block.named_children()}
+        assert {name: parts[name] for name in records} == {name: record.params for name, record in records.items()}
+        assert sum(parts.values()) == sum(p.numel() for p in block.parameters()), place.name
+        assert sum(parts.values()) == sum(record.params for record in records.values()), place.name
+
+
+def test_an_output_has_the_resolution_of_its_place(baseline: Network, roundings: dict[str, Rounding]) -> None:
+    assert_shapes(resize(baseline, resolution=1.15, rounding=roundings["released"]))
+
+
+def assert_shapes(network: Network) -> None:
+    with torch.device("meta"):
+        module = build(network).eval()
+        x = torch.empty(2, network.in_channels, network.resolution, network.resolution)
+        for block, place in zip(module.blocks, network.places(), strict=True):
+            x = block(x)
+            side = place.resolution
+            shapes = {
+                "image": (2, place.channels, side, side),
+                "tokens": (2, 1 + side**2, place.channels),
+                "pooled": (2, place.channels, 1, 1),
+            }
+            assert x.shape == shapes[BLOCKS[place.stage.block].gives], place.name
 
 
 @pytest.mark.parametrize(
@@ -126,15 +210,34 @@ def test_squeezed_channels_are_a_share_of_the_blocks_input_cut_off(channels: int
     assert (block.excite.in_channels, block.excite.out_channels) == (squeezed, 6 * channels)
 
 
-def test_an_output_has_the_resolution_of_its_place(baseline: Network, roundings: dict[str, Rounding]) -> None:
-    network = resize(baseline, resolution=1.15, rounding=roundings["released"])
-    with torch.device("meta"):
-        module = build(network).eval()
-        x = torch.empty(1, network.in_channels, network.resolution, network.resolution)
-        for block, place in zip(module.blocks, network.places(), strict=True):
-            assert x.shape[1:] == (place.in_channels, place.in_resolution, place.in_resolution), place.name
-            x = block(x)
-            assert x.shape[1:] == (place.stage.channels, place.resolution, place.resolution), place.name
+@pytest.mark.parametrize(
+    ("block", "channels", "expand", "ratio", "hidden", "squeezed"),
+    [
+        ("bneck", 40, 3, 0.25, 120, 32),  # MobileNetV3-Large, rows 5 and 11 to 15 (arXiv:1905.02244, table 1)
+        ("bneck", 80, 6, 0.25, 480, 120),
+        ("bneck", 160, 6, 0.25, 960, 240),
+        ("bneck", 16, 4.5, 0.25, 72, 24),  # 18 to a multiple of 8, and not to 16, which is below 90 % of it
+        ("bneck", 16, 1, 0.25, 16, 8),
+        ("fused_mbconv", 24, 4, 0.25, 96, 6),
+        ("mbconv", 24, 6, 1 / 24, 144, 1),
+    ],
+)
+def test_expanded_and_squeezed_channels(
+    block: str, channels: int, expand: float, ratio: float, hidden: int, squeezed: int
+) -> None:
+    made = build(tiny(Stage(block=block, channels=32, expand=expand, squeeze_excite=ratio), stem=channels)).blocks[1]
+    assert made.squeeze.in_channels == made.excite.out_channels == made.project.in_channels == hidden
+    assert made.squeeze.out_channels == squeezed
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck", "preact_basic", "preact_bottleneck"])
+@pytest.mark.parametrize(("channels", "ratio", "squeezed"), [(64, 1 / 16, 4), (24, 0.25, 6), (16, 1 / 64, 1)])
+def test_squeezed_channels_of_a_resnet_are_a_share_of_its_output(
+    block: str, channels: int, ratio: float, squeezed: int
+) -> None:
+    """arXiv:1709.01507, section 4: the gate stands at the end of the branch."""
+    made = build(tiny(Stage(block=block, channels=channels, squeeze_excite=ratio))).blocks[1]
+    assert (made.squeeze.in_channels, made.squeeze.out_channels) == (channels, squeezed)
 
 
 def test_the_global_seed_decides_the_weights() -> None:
@@ -207,60 +310,79 @@ def test_parameter_counts_are_torchvisions(name: str, baselines: dict[str, Netwo
 # The beginning of training
 
 
-def residual_blocks(module: nn.Module) -> Iterable[nn.Module]:
-    for block in module.modules():
-        if isinstance(block, InvertedResidual) and block.residual:
-            yield block
-        if isinstance(block, PreactivationBottleneck) and not hasattr(block, "shortcut"):
-            yield block
+AT_FIRST: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    **dict.fromkeys(("mbconv", "bneck", "fused_mbconv"), lambda block, x: x),
+    **dict.fromkeys(("basic", "bottleneck"), lambda block, x: F.relu(shortcut(block, x))),
+    **dict.fromkeys(("preact_basic", "preact_bottleneck"), lambda block, x: shortcut(block, x)),
+}
 
 
-def test_residual_blocks_are_the_identity_until_trained(
-    baseline: Network, proxies: dict[str, Proxy], roundings: dict[str, Rounding]
-) -> None:
-    network = small(resize(baseline, depth=2, rounding=roundings["released"]), proxies, roundings)
+def shortcut(block: nn.Module, x: Tensor) -> Tensor:
+    if not hasattr(block, "shortcut"):
+        return x
+    if hasattr(block, "shortcut_norm"):
+        return block.shortcut_norm(block.shortcut(x))
+    return block.shortcut(F.relu(block.norm1(x)))
+
+
+def begins_at_zero(block: nn.Module) -> bool:
+    return any(not parameter.any() for name, parameter in block.named_parameters() if name.endswith("weight"))
+
+
+def zeroed(block: str, *, channels: int) -> Network:
+    """Blocks of which the first changes the channels, unless there are 16."""
+    expand = 2 if "expand" in BLOCKS[block].fields else 1
+    return tiny(Stage(block=block, channels=channels, repeats=3, expand=expand, squeeze_excite=0.5), stem=16)
+
+
+def test_the_blocks_that_begin_at_zero_are_these() -> None:
+    found = set()
+    for name, block in BLOCKS.items():
+        if block.takes == block.gives == "image" and "channels" in block.fields:
+            expand = 2 if "expand" in block.fields else 1
+            if begins_at_zero(build(tiny(Stage(block=name, channels=16, expand=expand), stem=16)).blocks[1]):
+                found.add(name)
+    assert found == set(AT_FIRST)
+
+
+@pytest.mark.parametrize("channels", [16, 24])
+@pytest.mark.parametrize("block", AT_FIRST)
+def test_a_residual_block_is_its_shortcut_until_trained(block: str, channels: int) -> None:
     torch.manual_seed(0)
-    module = build(network).train()
-    seen = 0
-    for block in residual_blocks(module):
-        channels = (block.project if isinstance(block, InvertedResidual) else block.conv3).out_channels
-        x = torch.randn(4, channels, 5, 5)
-        assert torch.equal(block(x.clone()), x)
-        seen += 1
-    assert seen == sum(
-        place.stride == 1 and place.in_channels == place.stage.channels
-        for place in network.places()
-        if place.stage.block in ("mbconv", "preact_bottleneck")
-    )
+    module = build(zeroed(block, channels=channels)).train()
+    at_zero = [part for part in module.blocks if begins_at_zero(part)]
+    assert len(at_zero) == (3 if channels == 16 or hasattr(module.blocks[1], "shortcut") else 2)
+    for part in at_zero:
+        width = 16 if part is module.blocks[1] else channels
+        x = torch.randn(4, width, 5, 5)
+        assert torch.equal(part(x.clone()), AT_FIRST[block](part, x))
 
 
-@pytest.mark.parametrize("block", ["mbconv", "preact_bottleneck"])
+@pytest.mark.parametrize("block", AT_FIRST)
 def test_a_branch_that_begins_at_zero_is_trained_nevertheless(block: str) -> None:
-    stage = Stage(block=block, channels=16, repeats=3, expand=2 if block == "mbconv" else 0.5, squeeze_excite=0.5)
-    network = tiny(stage, stem=16)
+    network = zeroed(block, channels=16)
     x = torch.randn(4, 16, 8, 8)
-    branches = list(residual_blocks(steps(network, 0)))
-    assert len(branches) == 3
-    for trained in residual_blocks(steps(network, 1)):
-        assert not torch.equal(trained(x.clone()), x)
+    assert sum(map(begins_at_zero, steps(network, 0).blocks)) == 3
+    trained = steps(network, 1)
+    assert not any(map(begins_at_zero, trained.blocks))
+    for part in trained.blocks[1:4]:
+        assert not torch.equal(part(x.clone()), AT_FIRST[block](part, x))
 
 
-def test_a_block_that_changes_shape_is_not_zero_at_first() -> None:
-    for block in ("mbconv", "preact_bottleneck"):
-        torch.manual_seed(0)
-        module = build(tiny(Stage(block=block, channels=24, stride=2, expand=2 if block == "mbconv" else 0.5)))
-        assert module.blocks[1](torch.randn(2, 8, 8, 8)).any()
+@pytest.mark.parametrize("block", AT_FIRST)
+def test_a_block_that_changes_shape_is_not_zero_at_first(block: str) -> None:
+    torch.manual_seed(0)
+    module = build(tiny(Stage(block=block, channels=24, stride=2)))
+    assert module.blocks[1](torch.randn(2, 8, 8, 8)).any()
 
 
-def test_a_block_leaves_its_input_alone() -> None:
-    """Activations work in place, which must never reach the tensor that a residual still needs."""
-    for block in sorted({*BLOCKS} - {"norm"}):
-        torch.manual_seed(0)
-        module = build(tiny(Stage(block=block, channels=8, expand=1, squeeze_excite=0.5), stem=8)).train()
-        x = torch.randn(2, 8, 8, 8)
-        before = x.clone()
-        module.blocks[1](x)
-        assert torch.equal(x, before), block
+def test_a_fused_block_of_one_convolution_keeps_its_activation_inside_the_residual() -> None:
+    """Zeroing its only norm would stop every gradient of a ReLU, so it begins as it is drawn."""
+    torch.manual_seed(0)
+    block = build(tiny(Stage(block="fused_mbconv", channels=8, expand=1))).blocks[1]
+    assert not begins_at_zero(block)
+    x = torch.randn(2, 8, 8, 8)
+    torch.testing.assert_close(block(x), x + F.relu(block.expand_norm(block.expand(x))))
 
 
 def test_dropout_is_the_networks_own() -> None:

@@ -43,6 +43,7 @@ OVERRIDES = (
 )
 PLANNED = 12
 TABLES = ("candidates.csv", "comparisons.csv", "family.csv", "coefficients.yaml")
+MEASURED = {"train_seconds", "latency_ms", "file"}  # what two workspaces need not share
 
 
 class Ended(NamedTuple):
@@ -163,17 +164,17 @@ def directory(workspace: Path, study: str = STUDY) -> Path:
 
 
 def assert_equal_answers(one: Path, other: Path, study: str = STUDY) -> None:
-    """Everything that two workspaces say of the study is the same; how long it took and where it lies may differ."""
+    """Everything that two workspaces say of the study is the same; how long it took, where it lies and the latency,
+    which each has measured for itself, may differ."""
     first, second = directory(one), directory(other, study)
-    for name in TABLES[:2]:
-        assert (first / name).read_text() == (second / name).read_text(), name
-    trials = [pd.read_csv(place / "trials.csv").drop(columns="train_seconds") for place in (first, second)]
-    pd.testing.assert_frame_equal(*trials, check_exact=True)
+    for name in ("trials.csv", *TABLES[:3]):
+        tables = [pd.read_csv(place / name, dtype=str) for place in (first, second)]
+        others = [table.drop(columns=MEASURED & set(table)) for table in tables]
+        pd.testing.assert_frame_equal(*others, obj=name)
     answers = [json.loads((place / "result.json").read_text()) for place in (first, second)]
     for key in ("chosen", "test_accuracy", "baseline"):
-        assert answers[0][key] == answers[1][key], key
-    families = [pd.read_csv(place / "family.csv").drop(columns="file") for place in (first, second)]
-    pd.testing.assert_frame_equal(*families, check_exact=True)
+        said = [{name: value for name, value in answer[key].items() if name not in MEASURED} for answer in answers]
+        assert said[0] == said[1], key
 
 
 def copy_ledger(source: Path, workspace: Path, *, without: Sequence[tuple[str, int]] = ()) -> dict[str, Path]:
@@ -283,6 +284,16 @@ def test_the_variants_are_files_that_cost_what_the_table_says(unbroken: Unbroken
         assert (counted.macs, counted.params, counted.activations) == (row["macs"], row["params"], row["activations"])
 
 
+def test_every_network_has_its_memory_and_latency(unbroken: Unbroken) -> None:
+    place = directory(unbroken.workspace)
+    (kept,) = json.loads((unbroken.workspace / "latency.json").read_text()).values()
+    for name in ("trials.csv", "candidates.csv", "family.csv"):
+        table = pd.read_csv(place / name)
+        assert (table["training_memory"] > table["memory"]).all()
+        assert (table["memory"] > 4 * table["params"]).all()
+        assert set(table["latency_ms"]) <= set(kept.values()), name
+
+
 def test_a_variant_is_a_baseline(unbroken: Unbroken, tmp_path: Path) -> None:
     row = unbroken.ended.answer["variants"][0]
     variants = Path(row["file"]).parent.parent
@@ -354,7 +365,7 @@ def test_mlflow_has_a_child_for_each_candidate_and_the_1x_network(unbroken: Unbr
         assert float(params["phi"]) == (0 if name == "baseline" else 1)
         assert metrics["val_accuracy"] == pytest.approx(row["val_accuracy_mean"])
         assert metrics["val_accuracy_std"] == pytest.approx(row["val_accuracy_std"])
-        for key in ("macs", "macs_ratio", "params", "activations"):
+        for key in ("macs", "macs_ratio", "params", "activations", "memory", "training_memory", "latency_ms"):
             assert metrics[key] == row[key]
         assert metrics["train_seconds"] > 0
         tested = {"baseline": "baseline", unbroken.ended.answer["chosen"]["id"]: "chosen"}.get(name)

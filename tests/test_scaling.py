@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,27 +31,45 @@ PAPER = Coefficients(1.2, 1.1, 1.15)
 
 multipliers = st.floats(0.1, 4)
 coefficients = st.builds(Coefficients, *[st.floats(0.5, 2)] * 3)
-rules = st.sampled_from([RELEASED, NEAREST])
-rows = st.builds(
-    Stage,
-    block=st.just("mbconv"),
-    channels=st.integers(1, 64).map(lambda count: 8 * count),
-    repeats=st.integers(1, 8),
-    expand=st.sampled_from([1, 6]),
+rules = st.builds(
+    Rounding,
+    name=st.just("any"),
+    depth=st.sampled_from(["ceil", "nearest", "round", "floor"]),
+    divisor=st.sampled_from([1, 2, 8]),
+    limit=st.sampled_from([0.0, 0.9]),
+    resolution=st.sampled_from(["floor", "nearest", "ceil"]),
+    resolution_multiple=st.sampled_from([1, 8]),
+    stem=st.sampled_from(["scaled", "kept"]),
+    head=st.sampled_from(["scaled", "kept", "grown"]),
+    ends=st.sampled_from(["scaled", "kept"]),
 )
+
+
+def rows(repeats: st.SearchStrategy[int]) -> st.SearchStrategy[Stage]:
+    return st.builds(
+        Stage,
+        block=st.just("mbconv"),
+        channels=st.integers(1, 64).map(lambda count: 8 * count),
+        repeats=repeats,
+        expand=st.sampled_from([1, 6]),
+    )
+
+
+ends = st.lists(rows(st.just(1)), min_size=1, max_size=2).map(tuple)
 networks = st.builds(
     Network,
     name=st.just("net"),
     resolution=st.integers(32, 256),
-    stem=rows,
-    stages=st.lists(rows, min_size=1, max_size=8).map(tuple),
-    head=rows,
+    stem=ends,
+    stages=st.lists(rows(st.integers(1, 8)), min_size=1, max_size=8).map(tuple),
+    head=ends | st.just(()),
     activation=st.just("relu"),
 )
 
 
 def channels(network: Network) -> list[int]:
-    return [row.channels for _, row in network.rows()]
+    """Of the rows that have channels of their own."""
+    return [row.channels for _, row in network.rows() if row.channels is not None]
 
 
 def repeats(network: Network) -> list[int]:
@@ -151,12 +172,16 @@ def test_every_row_is_widened_and_only_stages_are_deepened(baseline: Network, ro
     doubled = resize(baseline, depth=2, width=2, rounding=roundings["released"])
     assert channels(doubled) == [2 * count for count in channels(baseline)]
     assert repeats(doubled) == [2 * count for count in repeats(baseline)]
-    assert (doubled.stem.repeats, doubled.head.repeats) == (baseline.stem.repeats, baseline.head.repeats)
+    assert {row.repeats for row in (*doubled.stem, *doubled.head)} == {1}
+    for (_, wide), (_, row) in zip(doubled.rows(), baseline.rows(), strict=True):
+        assert wide.heads == 2 * row.heads
+        assert wide.groups == (2 * row.groups if row.groups > 1 else 1)
 
 
 def test_a_baselines_own_channels_stay_where_the_width_is_one(baselines: dict[str, Network]) -> None:
-    odd = replace(baselines["mobilenetv2"], stem=replace(baselines["mobilenetv2"].stem, channels=13))
-    assert resize(odd, depth=2, resolution=2, rounding=NEAREST).stem.channels == 13
+    base = baselines["mobilenetv2"]
+    odd = replace(base, stem=(replace(base.stem[0], channels=13),))
+    assert resize(odd, depth=2, resolution=2, rounding=NEAREST).stem[0].channels == 13
 
 
 # Rounding of channels
@@ -236,13 +261,45 @@ def test_nearest_depth_of_known_cases(counts: list[int], depth: float, expected:
     assert round_depth(counts, depth, rule="nearest") == expected
 
 
-@pytest.mark.parametrize("rule", ["ceil", "nearest"])
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=10), st.floats(0.01, 10))
+def test_floor_rounds_each_stage_down_but_keeps_a_block(counts: list[int], depth: float) -> None:
+    for count, rounded in zip(counts, round_depth(counts, depth, rule="floor"), strict=True):
+        assert rounded >= 1
+        assert rounded == 1 or -1e-6 <= count * depth - rounded < 1
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=10), st.floats(0.01, 10))
+def test_round_takes_each_stage_to_its_nearest(counts: list[int], depth: float) -> None:
+    for count, rounded in zip(counts, round_depth(counts, depth, rule="round"), strict=True):
+        assert rounded >= 1
+        assert rounded == 1 or abs(count * depth - rounded) <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("rule", "counts", "depth", "expected"),
+    [
+        ("round", [1, 2, 2, 3, 3, 4, 1], 1.2, [1, 2, 2, 4, 4, 5, 1]),  # TinyNet A, arXiv:2010.14819, in timm
+        ("round", [1, 2, 2, 3, 3, 4, 1], 0.85, [1, 2, 2, 3, 3, 3, 1]),  # C
+        ("round", [1, 2, 2, 3, 3, 4, 1], 0.695, [1, 1, 1, 2, 2, 3, 1]),  # D
+        ("round", [1, 2, 2, 3, 3, 4, 1], 0.6, [1, 1, 1, 2, 2, 2, 1]),  # E
+        ("round", [3, 5, 7], 0.5, [2, 2, 4]),  # 1.5, 2.5 and 3.5: halves to even
+        ("floor", [1, 2, 3, 4], 1.9, [1, 3, 5, 7]),
+        ("floor", [1, 2, 3, 4], 0.1, [1, 1, 1, 1]),
+        ("floor", [10], 1.1, [11]),
+        ("ceil", [1, 2, 2, 3, 3, 4, 1], 1.1, [2, 3, 3, 4, 4, 5, 2]),
+    ],
+)
+def test_depth_of_a_stage_of_known_cases(rule: str, counts: list[int], depth: float, expected: list[int]) -> None:
+    assert round_depth(counts, depth, rule=rule) == expected
+
+
+@pytest.mark.parametrize("rule", ["ceil", "nearest", "round", "floor"])
 def test_depth_is_free_of_float_noise(rule: str) -> None:
     assert 100 * 1.1 > 110  # which ceil would make 111
     assert round_depth([100, 200, 300], 1.1, rule=rule) == [110, 220, 330]
 
 
-@pytest.mark.parametrize("rule", ["ceil", "nearest"])
+@pytest.mark.parametrize("rule", ["ceil", "nearest", "round", "floor"])
 @pytest.mark.parametrize("depth", [1001.0, 1e17, 1e300])
 def test_more_repeats_than_a_stage_can_have_are_refused_at_once(rule: str, depth: float) -> None:
     with pytest.raises(ValueError, match="repeats of a stage; 1,000 are the most"):
@@ -264,10 +321,200 @@ def test_more_repeats_than_a_stage_can_have_are_refused_at_once(rule: str, depth
         ("nearest", 32, 250, 256),
         ("floor", 32, 3, 32),
         ("nearest", 1, 0.2, 1),
+        ("ceil", 1, 257.6, 258),
+        ("ceil", 1, 10 * 1.1, 11),  # 11.000000000000002 in binary fractions
+        ("ceil", 32, 225, 256),
+        ("ceil", 32, 224, 224),
+        ("ceil", 32, 0.2, 32),
     ],
 )
 def test_resolution_of_known_cases(rule: str, multiple: int, scaled: float, expected: int) -> None:
     assert round_resolution(scaled, replace(NEAREST, resolution=rule, resolution_multiple=multiple)) == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "multiple", "patch", "scaled", "expected"),
+    [
+        ("nearest", 1, 16, 257.6, 256),
+        ("ceil", 1, 16, 257.6, 272),
+        ("floor", 1, 14, 257.6, 252),
+        ("nearest", 8, 14, 257.6, 280),  # multiples of 56: both must divide it
+        ("nearest", 32, 16, 257.6, 256),
+        ("floor", 1, 16, 3, 16),
+    ],
+)
+def test_a_resolution_is_a_multiple_of_the_patch_too(
+    rule: str, multiple: int, patch: int, scaled: float, expected: int
+) -> None:
+    rounding = replace(NEAREST, resolution=rule, resolution_multiple=multiple)
+    assert round_resolution(scaled, rounding, patch=patch) == expected
+
+
+# What a rule keeps
+
+
+def rule(**changes: str) -> Rounding:
+    return replace(RELEASED, **changes)
+
+
+@pytest.mark.parametrize("width", [0.3, 0.5, 1.1, 2.0])
+def test_a_kept_stem_is_the_baselines(width: float, baseline: Network) -> None:
+    kept, scaled = (resize(baseline, width=width, rounding=rule(stem=stem)) for stem in ("kept", "scaled"))
+    if any(row.block == "patch_embed" for row in baseline.stem):  # a transformer has the width of its patches
+        assert kept.stem == scaled.stem
+    else:
+        assert kept.stem == baseline.stem
+    assert (kept.stages, kept.head) == (scaled.stages, scaled.head)
+
+
+@pytest.mark.parametrize("width", [0.3, 0.5, 1.1, 2.0])
+def test_a_kept_head_keeps_what_the_classifier_gets(width: float, baseline: Network) -> None:
+    kept, scaled = (resize(baseline, width=width, rounding=rule(head=head)) for head in ("kept", "scaled"))
+    assert kept.head[-1:] == baseline.head[-1:]
+    assert (kept.stem, kept.stages, kept.head[:-1]) == (scaled.stem, scaled.stages, scaled.head[:-1])
+
+
+@given(networks, multipliers)
+def test_a_grown_head_is_the_wider_of_the_scaled_and_the_baselines(network: Network, width: float) -> None:
+    grown, scaled = (resize(network, width=width, rounding=rule(head=head)) for head in ("grown", "scaled"))
+    for got, row, base in zip(grown.head[-1:], scaled.head[-1:], network.head[-1:], strict=True):
+        assert got.channels == max(row.channels, base.channels)
+    assert (grown.stem, grown.stages, grown.head[:-1]) == (scaled.stem, scaled.stages, scaled.head[:-1])
+
+
+@pytest.mark.parametrize(("width", "features"), [(0.5, 1280), (1.0, 1280), (1.4, 1792)])
+def test_mobilenets_head_is_grown_as_published(
+    width: float, features: int, baselines: dict[str, Network], roundings: dict[str, Rounding]
+) -> None:
+    """arXiv:1801.04381, section 6.1: below 1 the multiplier leaves the last convolution alone."""
+    network = resize(baselines["mobilenetv2"], width=width, rounding=roundings["mobilenet"])
+    assert network.features == features
+
+
+@given(networks, multipliers, st.sampled_from(["ceil", "nearest", "round", "floor"]))
+def test_kept_ends_keep_their_repeats(network: Network, depth: float, depth_rule: str) -> None:
+    kept, scaled = (resize(network, depth=depth, rounding=rule(depth=depth_rule, ends=e)) for e in ("kept", "scaled"))
+    assert repeats(kept)[0] == repeats(network)[0]
+    assert repeats(kept)[-1] == repeats(network)[-1]
+    assert repeats(kept)[1:-1] == repeats(scaled)[1:-1]
+    assert channels(kept) == channels(scaled)
+
+
+def test_stages_of_every_baseline_are_multiplied_by_every_rule(
+    baseline: Network, roundings: dict[str, Rounding]
+) -> None:
+    for rounding in roundings.values():
+        big = resize(baseline, depth=2, width=2, rounding=rounding)
+        kept = {0, len(baseline.stages) - 1} if rounding.ends == "kept" else set()
+        for index, (more, row) in enumerate(zip(big.stages, baseline.stages, strict=True)):
+            assert more.repeats == row.repeats * (1 if index in kept else 2), rounding.name
+            assert more.channels == 2 * row.channels, rounding.name
+        assert cost(big).params > cost(baseline).params
+
+
+# Groups and heads
+
+
+def residual_network(stages: list[tuple[int, int, float]]) -> Network:
+    """As ResNeXt: stages of (channels a group, groups, expand)."""
+    return Network(
+        name="grouped",
+        resolution=64,
+        stem=(
+            Stage(block="conv_norm", channels=64, kernel=7, stride=2),
+            Stage(block="max_pool", stride=2),
+        ),
+        stages=tuple(
+            Stage(block="bottleneck", channels=round(size * groups / expand), groups=groups, expand=expand, repeats=2)
+            for size, groups, expand in stages
+        ),
+        activation="relu",
+    )
+
+
+def vision_transformer(size: int, heads: int, patch: int, side: int) -> Network:
+    """`heads` of `size` channels; an image of `side` x `side` patches."""
+    return Network(
+        name="vit",
+        resolution=side * patch,
+        stem=(Stage(block="patch_embed", channels=size * heads, stride=patch),),
+        stages=(Stage(block="transformer", channels=size * heads, heads=heads, expand=4, repeats=2),),
+        head=(Stage(block="class_token"),),
+        activation="gelu",
+    )
+
+
+grouped = st.lists(
+    st.tuples(st.integers(1, 32), st.integers(1, 64), st.sampled_from([0.25, 0.5, 1.0])), min_size=1, max_size=4
+).map(residual_network)
+transformers = st.builds(
+    vision_transformer, st.integers(8, 96), st.integers(1, 16), st.sampled_from([4, 14, 16]), st.integers(1, 24)
+)
+
+
+@given(grouped | transformers, multipliers, rules)
+def test_groups_and_heads_divide_whatever_the_width(network: Network, width: float, rule: Rounding) -> None:
+    wide = resize(network, width=width, resolution=width, depth=width, rounding=rule)
+    cost(wide)  # refuses groups and heads that do not divide, and a resolution that the patch does not divide
+    for stage, base in zip(wide.stages, network.stages, strict=True):
+        assert base.groups > 1 or stage.groups == 1
+        assert (stage.heads > 0) == (base.heads > 0)
+        parted = stage.channels if base.heads else max(1, round(stage.channels * stage.expand))
+        for count, wanted in ((stage.groups, base.groups * width), (stage.heads, base.heads * width)):
+            if count > 1 and width != 1:
+                divisors = [number for number in range(1, parted + 1) if parted % number == 0]
+                off = [abs(math.log(number / wanted)) for number in divisors]
+                assert abs(math.log(count / wanted)) == min(off)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "field", "expected"),
+    [
+        ("resnext50", 0.5, "groups", [16, 16, 16, 16]),
+        ("resnext50", 2.0, "groups", [64, 64, 64, 64]),
+        ("resnext50", 1.1, "groups", [35, 35, 35, 35]),  # of 4, 8, 16 and 32 channels, as at 1
+        ("resnext101", 0.25, "groups", [16, 16, 16, 16]),
+        ("resnet50", 3.0, "groups", [1, 1, 1, 1]),
+        ("resnet50", 0.25, "groups", [1, 1, 1, 1]),
+        ("vit_tiny", 2.0, "heads", [6]),
+        ("vit_tiny", 4.0, "heads", [12]),
+        ("vit_small", 0.5, "heads", [3]),
+        ("vit_base", 0.1, "heads", [1]),
+        ("mobilenetv2", 2.0, "heads", [0] * 7),
+    ],
+)
+def test_groups_and_heads_follow_the_width(
+    name: str, width: float, field: str, expected: list[int], baselines: dict[str, Network]
+) -> None:
+    wide = resize(baselines[name], width=width, rounding=NEAREST)
+    assert [getattr(stage, field) for stage in wide.stages] == expected
+
+
+@pytest.mark.parametrize("name", ["resnext50", "resnext101"])
+def test_groups_keep_about_their_channels_at_every_width(name: str, baselines: dict[str, Network]) -> None:
+    network = baselines[name]
+    for width in np.arange(0.2, 4, 0.01):
+        wide = resize(network, width=float(width), rounding=NEAREST)
+        for stage, base in zip(wide.stages, network.stages, strict=True):
+            assert stage.groups == pytest.approx(base.groups * width, rel=0.08)
+            assert stage.channels == pytest.approx(base.channels * width, rel=0.08)
+
+
+def test_the_three_vision_transformers_are_one_another_scaled(baselines: dict[str, Network]) -> None:
+    """arXiv:2012.12877, table 1: Ti, S and B differ in width alone, at 64 channels a head."""
+    for name, width in (("vit_small", 2), ("vit_base", 4)):
+        assert resize(baselines["vit_tiny"], width=width, rounding=RELEASED) == baselines[name]
+
+
+@pytest.mark.parametrize("width", [1.01, 3.7, 100, 1000])
+def test_divisors_are_found_at_once(width: float) -> None:
+    """A plan scales hundreds of networks, and the widest of them may be refused."""
+    network = residual_network([(32, 64, 1.0)])
+    began = time.perf_counter()
+    for _ in range(100):
+        with contextlib.suppress(ValueError):
+            resize(network, width=width, rounding=NEAREST)
+    assert time.perf_counter() - began < 2
 
 
 # Refusals
@@ -283,8 +530,9 @@ def test_a_coefficient_out_of_range_is_named(name: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *(("depth", "round"), ("resolution", "ceil"), ("divisor", 0), ("divisor", 257), ("resolution_multiple", 0)),
+        *(("depth", "up"), ("resolution", "round"), ("divisor", 0), ("divisor", 257), ("resolution_multiple", 0)),
         *(("limit", 1), ("limit", -0.1), ("limit", math.nan)),
+        *(("stem", "grown"), ("stem", None), ("head", "fixed"), ("ends", "grown"), ("ends", True)),
     ],
 )
 def test_a_rule_that_is_not_known_is_named(field: str, value: object) -> None:
@@ -354,9 +602,50 @@ def test_strides_are_dropped_from_the_earliest_until_the_total_is_reached(
 
 def test_a_stride_of_four_is_halved_before_the_next_row_loses_its_own(baselines: dict[str, Network]) -> None:
     base = baselines["mobilenetv2"]
-    patches = replace(base, stem=replace(base.stem, stride=4))
+    patches = replace(base, stem=(replace(base.stem[0], stride=4),))
     small, _ = shrink(patches, Proxy(depth=1, width=1, resolution=64, total_stride=32), NEAREST)
     assert [row.stride for _, row in small.rows()] == [row.stride for _, row in base.rows()]
+
+
+def strides(network: Network) -> list[int]:
+    return [row.stride for _, row in network.rows()]
+
+
+@pytest.mark.parametrize(
+    ("name", "total_stride", "expected"),
+    [
+        ("resnet50", 8, [1, 1, 1, 2, 2, 2]),  # of the stem both rows, the convolution first
+        ("resnet50", 16, [1, 2, 1, 2, 2, 2]),
+        ("preresnet29", 2, [1, 1, 1, 2, 1]),
+        ("vit_tiny", 8, [8, 1, 1]),
+        ("vit_tiny", 1, [1, 1, 1]),
+    ],
+)
+def test_strides_of_a_stem_of_several_rows_and_of_patches_are_dropped(
+    name: str, total_stride: int, expected: list[int], baselines: dict[str, Network]
+) -> None:
+    small, _ = shrink(baselines[name], Proxy(depth=1, width=1, resolution=32, total_stride=total_stride), NEAREST)
+    assert strides(small) == expected
+    assert cost(small).macs > 0
+
+
+def test_a_patch_is_halved_until_the_total_stride_is_reached() -> None:
+    network = vision_transformer(16, 2, 14, 4)
+    for total_stride, patch in ((14, 14), (8, 7), (4, 3), (2, 1)):
+        small, _ = shrink(network, Proxy(depth=1, width=1, resolution=42, total_stride=total_stride), NEAREST)
+        assert strides(small) == [patch, 1, 1]
+
+
+def test_what_a_rule_keeps_is_shrunk_and_kept_again_when_the_proxy_is_scaled(
+    baselines: dict[str, Network], roundings: dict[str, Rounding], proxies: dict[str, Proxy]
+) -> None:
+    base = baselines["mobilenetv2"]
+    small, grain = shrink(base, proxies["small"], roundings["lite"])
+    assert small.stem[0].channels == base.stem[0].channels / 4
+    assert small.head[0].channels == base.head[0].channels / 4
+    wide = resize(small, depth=2, width=2, rounding=grain)
+    assert (wide.stem, wide.head) == (small.stem, small.head)
+    assert repeats(wide)[0] == repeats(small)[0]
 
 
 def test_a_total_stride_above_the_baselines_changes_nothing(baselines: dict[str, Network]) -> None:

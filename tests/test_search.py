@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -14,11 +17,13 @@ from conftest import CONF
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalesearch.config import Experiment, load_experiment
-from scalesearch.cost import Budget, cost
+from scalesearch.budget import Budget, Limits, Meter
+from scalesearch.cli import main
+from scalesearch.config import Experiment, decisive_settings, load_experiment
+from scalesearch.cost import cost
 from scalesearch.network import Network
-from scalesearch.scaling import Coefficients, Rounding, scale
-from scalesearch.search import BASELINE, Axis, Grid, Plan, candidates
+from scalesearch.scaling import Coefficients, Proxy, Rounding, scale, shrink
+from scalesearch.search import BASELINE, Axis, Grid, Plan, Real, candidates, measured
 
 TWICE = Budget(2.0, 0.1)
 ANY = Budget(1.0, 1e6)
@@ -131,7 +136,7 @@ def test_an_axis_holds_exact_decimals_and_its_stop_where_it_is_hit(
 def test_nnis_triples_are_the_published_networks(nni: Plan, reference: Callable[[str], list[dict[str, str]]]) -> None:
     rows = reference(GRID_TABLE)
     assert nni.points == 21 * 11 * 11
-    assert nni.dropped == {"product": nni.points - 108, "impossible": 0, "budget": 0}
+    assert nni.dropped == {"product": nni.points - 108, "impossible": 0, "budget": 0, "limits": 0}
     assert len(nni.candidates) == len({row["network_id_ceil"] for row in rows}) == 65
     owner = {(t.alpha, t.beta, t.gamma): candidate for candidate in nni.candidates for t in candidate.triples}
     groups: dict[str, set[str]] = {}
@@ -217,7 +222,7 @@ def test_points_that_no_network_can_have_are_counted_as_impossible(
     smallest = replace(baselines["mobilenetv2"], resolution=32)
     grid = replace(NNI, alpha=axis("1", "2", "0.5"), beta=axis("1", "2", "0.5"), gamma=axis("0.5", "1.5", "0.5"))
     plan = candidates(smallest, replace(grid, product_tolerance=Decimal(100)), ANY, roundings["nearest"])
-    assert plan.dropped == {"product": 0, "impossible": 9, "budget": 0}  # the nine with gamma = 0.5
+    assert plan.dropped == {"product": 0, "impossible": 9, "budget": 0, "limits": 0}  # the nine with gamma = 0.5
     assert len(triples(plan)) == 18
 
 
@@ -244,6 +249,105 @@ def test_a_grid_without_an_admitted_point_has_no_candidates(
     plan = candidates(baselines["mobilenetv2"], replace(NNI, product=Decimal(100)), TWICE, roundings["nearest"])
     assert plan.candidates == plan.nearest == []
     assert plan.dropped["product"] == plan.points
+
+
+# What the real network may need
+
+
+def test_a_triple_whose_real_variant_exceeds_a_limit_is_dropped_by_its_own_rule(
+    baselines: dict[str, Network], roundings: dict[str, Rounding], proxies: dict[str, Proxy]
+) -> None:
+    base, rounding, meter = baselines["mobilenetv2"], roundings["nearest"], Meter(batch_size=16)
+    proxy, grain = shrink(base, proxies["small"], rounding)
+    free = candidates(proxy, NNI, TWICE, grain)
+    needed = {triple: cost(scale(base, triple, 1, rounding=rounding)).params for triple in all_triples(free)}
+    limit = sorted(needed.values())[len(needed) // 2]
+    real = Real(base, rounding, Limits(params=limit), meter)
+    plan = candidates(proxy, NNI, TWICE, grain, real=real)
+    assert set(all_triples(plan)) == {triple for triple, params in needed.items() if params <= limit}
+    assert plan.dropped == free.dropped | {"limits": sum(params > limit for params in needed.values())}
+    assert plan.dropped["limits"] > 0 < len(plan.candidates)
+    nearest = sorted(params / limit for params in needed.values() if params > limit)[:5]
+    assert [share for _, share, _ in plan.excess] == nearest
+    assert {metric for *_, metric in plan.excess} == {"params"}
+    assert candidates(proxy, NNI, TWICE, grain, real=real._replace(limits=Limits())) == free
+
+
+@pytest.mark.parametrize("metric", ["macs", "memory", "training_memory"])
+def test_a_limit_that_no_variant_meets_leaves_nothing(
+    metric: str, baselines: dict[str, Network], roundings: dict[str, Rounding], proxies: dict[str, Proxy]
+) -> None:
+    base = baselines["preresnet20"]
+    proxy, grain = shrink(base, proxies["small"], roundings["nearest"])
+    grid = read_grid("quick")
+    free = candidates(proxy, grid, TWICE, grain)
+    real = Real(base, roundings["nearest"], Limits(**{metric: 10.0}), Meter(batch_size=16))
+    plan = candidates(proxy, grid, TWICE, grain, real=real)
+    assert plan.candidates == []
+    assert plan.dropped["limits"] == len(all_triples(free)) > 0
+    assert all(share > 1 for _, share, _ in plan.excess)
+
+
+def test_a_measured_plan_says_what_its_networks_need(default: Plan) -> None:
+    meter = Meter(batch_size=64)
+    plan = measured(default._replace(candidates=default.candidates[:2]), meter)
+    for before, after in zip((default.baseline, *default.candidates), (plan.baseline, *plan.candidates), strict=False):
+        assert after.needs == meter.needs(before.network)
+        assert after.sizes() == before.sizes() | meter.needs(before.network)._asdict()
+        assert replace(after, needs=None) == before
+
+
+def test_limits_make_another_study_and_their_absence_does_not() -> None:
+    asked = experiment()
+    assert asked.limits == Limits()
+    named = experiment("budget.params=5M", "budget.memory=64MiB")
+    assert named.limits == Limits(params=5e6, memory=64 * 2**20)
+    assert named.study != asked.study
+    assert "params" not in decisive_settings(asked.settings)["budget"]
+    before_limits_were_known = {**asked.settings, "budget": {"macs_ratio": 2, "tolerance": 0.1}}
+    assert decisive_settings(before_limits_were_known) == decisive_settings(asked.settings)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("budget.params=5X", "budget.params is '5X'; it must be a number such as"),
+        ("budget.training_memory=true", "budget.training_memory is True; it must be bytes"),
+        ("+budget.latency=5", "budget.latency is not a known key; did you mean 'latency_ms'"),
+        ("~budget.tolerance", "budget.tolerance is missing"),
+    ],
+)
+def test_a_limit_that_is_none_is_refused(override: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        experiment(override)
+
+
+def test_the_plan_says_what_limits_have_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def plan(*overrides: str) -> tuple[int, dict[str, Any], str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["plan", "grid=quick", f"workspace={tmp_path}", *overrides, "--json"])
+        out, said = capsys.readouterr()
+        return int(ended.value.code or 0), json.loads(out), said
+
+    code, answer, said = plan("budget.params=6M", "budget.memory=1GiB")
+    assert code == 0
+    assert answer["limits"] == {"params": 6e6, "memory": 2**30}
+    beyond = answer["dropped"]["limits"]
+    assert 0 < beyond < beyond + len(answer["candidates"])
+    assert f"{beyond} whose variant at phi = 1 needs more than budget.params=6M or budget.memory=1GiB" in said
+    assert {"memory", "training_memory", "latency_ms"} <= answer["candidates"][0].keys()
+    code, same, _ = plan("budget.params=6M", "budget.memory=1GiB")
+    assert same | {"estimated_seconds": 0} == answer | {"estimated_seconds": 0}  # latencies are not measured again
+    code, nothing, said = plan("budget.params=1M")
+    assert code == 5
+    assert nothing["candidates"] == []
+    assert nothing["excess"][0]["share"] > 1
+    assert f"no candidate: of all {nothing['dropped']['limits']} triples that meet the budget" in said
+    assert f"the nearest: {nothing['excess'][0]['share']:.3g} x budget.params (alpha=" in said
+
+
+def all_triples(plan: Plan) -> list[Coefficients]:
+    return [Coefficients(*triple) for triple in triples(plan)]
 
 
 # What is shipped

@@ -14,7 +14,7 @@ from scalesearch.evaluation import Evaluation, Outcome
 from scalesearch.network import Network, Stage
 from scalesearch.scaling import Coefficients
 from scalesearch.search import BASELINE, Candidate, Trained
-from scalesearch.selection import Choice, select, trials_table
+from scalesearch.selection import Choice, interval, select, trials_table
 from scalesearch.training import Recipe, Result
 
 RECIPE = Recipe(
@@ -39,9 +39,9 @@ def candidate(name: str, *, width: int = 8) -> Candidate:
     network = Network(
         name=name,
         resolution=8,
-        stem=Stage(block="conv_norm", channels=width),
+        stem=(Stage(block="conv_norm", channels=width),),
         stages=(Stage(block="mbconv", channels=width),),
-        head=Stage(block="conv_norm", kernel=1, channels=16),
+        head=(Stage(block="conv_norm", kernel=1, channels=16),),
         activation="relu",
     )
     counted: Cost = cost(network)
@@ -329,3 +329,14 @@ def test_ties_are_listed_best_first() -> None:
     choice = select(rows, confidence=0.95)
     assert choice.tied == ("c02", "c03", "c04")
     assert choice.candidates.set_index("candidate").loc["c02":"c04", "tied"].all()
+
+
+def test_an_interval_is_student_s_over_the_seeds() -> None:
+    mean, low, high = interval([0.8, 0.9, 0.7], confidence=0.95)
+    assert mean == pytest.approx(0.8)
+    assert high - mean == pytest.approx(mean - low)
+    assert high - mean == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)  # t of two degrees of freedom
+    mean, low, high = interval([0.8], confidence=0.95)
+    assert mean == 0.8
+    assert math.isnan(low)
+    assert math.isnan(high)

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from scalesearch import training
+from scalesearch import pretrained, training
 from scalesearch.data import Data, DataSpec, load
 from scalesearch.evaluation import Evaluation
 from scalesearch.executor import LocalExecutor, WorkerDied
@@ -31,12 +31,22 @@ TINY = Network(
     in_channels=1,
     num_classes=10,
     activation="relu",
-    stem=Stage(block="conv_norm", channels=8),
+    stem=(Stage(block="conv_norm", channels=8),),
     stages=(Stage(block="mbconv", channels=12, expand=2, stride=2),),
-    head=Stage(block="conv_norm", kernel=1, channels=32),
+    head=(Stage(block="conv_norm", kernel=1, channels=32),),
 )
 PLAIN = dataclasses.replace(TINY, stages=(Stage(block="conv_norm", channels=12),))
 DROPOUT = dataclasses.replace(TINY, dropout=0.3)
+VIT = Network(
+    name="vit",
+    resolution=8,
+    in_channels=1,
+    num_classes=10,
+    activation="gelu",
+    stem=(Stage(block="patch_embed", channels=16, stride=4),),
+    stages=(Stage(block="transformer", channels=16, heads=2, expand=2),),
+    head=(Stage(block="class_token"),),
+)
 DIGITS = DataSpec("digits", num_train=600, num_val=101)  # 101 is no multiple of 8
 RECIPE = Recipe(
     epochs=2,
@@ -112,7 +122,7 @@ class Interrupted(Exception):  # noqa: N818 - it is meant
 def interrupted() -> Iterator[Callable[..., Path]]:
     """Run a training until its first checkpoint is there, stop it at whatever it does then; the checkpoint."""
 
-    def stop(network: Network, recipe: Recipe, data: Data, checkpoint: Path, *, seed: int = 0) -> Path:
+    def stop(network: Network, recipe: Recipe, data: Data, checkpoint: Path, *, seed: int = 0, **more: Any) -> Path:
         stopped = False
 
         def look(*_: object) -> None:
@@ -124,7 +134,7 @@ def interrupted() -> Iterator[Callable[..., Path]]:
         signal.signal(signal.SIGALRM, look)
         signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
         with pytest.raises(Interrupted):
-            train(network, recipe, data, seed=seed, device="cpu", checkpoint=checkpoint, checkpoint_seconds=0)
+            train(network, recipe, data, seed=seed, device="cpu", checkpoint=checkpoint, checkpoint_seconds=0, **more)
         signal.setitimer(signal.ITIMER_REAL, 0)
         return checkpoint
 
@@ -407,6 +417,69 @@ def test_weight_decay_is_for_weights_and_not_for_norms_and_biases(data: Data, tm
         assert float(with_decay[name].norm() / without[name].norm()) == pytest.approx(1, abs=1e-3), name
 
 
+def test_weight_decay_is_not_for_learned_tokens(data: Data, tmp_path: Path) -> None:
+    kept = change(epochs=1, momentum=0.0, learning_rate=1e-3, weight_decay=0.0, warmup=0.0)
+    train(VIT, kept, data, seed=0, device="cpu", weights=tmp_path / "a.safetensors")
+    decayed = dataclasses.replace(kept, weight_decay=1.0)
+    train(VIT, decayed, data, seed=0, device="cpu", weights=tmp_path / "b.safetensors")
+    without, with_decay = load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "b.safetensors")
+    for name in ("blocks.0.class_token.weight", "blocks.0.position.weight"):
+        assert float(with_decay[name].norm() / without[name].norm()) == pytest.approx(1, abs=2e-4), name
+    assert float(with_decay["classifier.weight"].norm() / without["classifier.weight"].norm()) < 0.999
+
+
+@pytest.fixture
+def initial(tmp_path: Path) -> Path:
+    """Weights of TINY by place in a file named after its digest, as the driver keeps them."""
+    torch.manual_seed(99)
+    save_weights(build(TINY), tmp_path / "tiny.safetensors")
+    weights = pretrained.fetch(str(tmp_path / "tiny.safetensors"), [TINY], warn=print)
+    path = tmp_path / f"{weights.digest}.safetensors"
+    path.write_bytes(weights.content)
+    return path
+
+
+def test_a_training_starts_from_the_initial_weights(initial: Path, data: Data, tmp_path: Path) -> None:
+    still = change(epochs=1, momentum=0.0, learning_rate=1e-8, weight_decay=0.0)
+    trained = []
+    for seed in (0, 1):  # which then draws only the order of the images
+        train(TINY, still, data, seed=seed, device="cpu", initial=initial, weights=tmp_path / "t.safetensors")
+        trained.append(load_file(tmp_path / "t.safetensors"))
+    begun = load_file(tmp_path / "tiny.safetensors")
+    for name, _ in build(TINY).named_parameters():  # statistics are those of the images
+        for after in trained:
+            assert torch.allclose(after[name], begun[name], atol=1e-5), name
+
+
+def test_an_interrupted_training_goes_on_from_its_checkpoint_and_not_from_the_initial_weights(
+    initial: Path, data: Data, tmp_path: Path, interrupted: Callable[..., Path]
+) -> None:
+    recipe, checkpoint = change(epochs=20, ema=0.99), tmp_path / "c.safetensors"
+    whole = train(TINY, recipe, data, seed=0, device="cpu", initial=initial)
+    assert numbers(whole) != numbers(train(TINY, recipe, data, seed=0, device="cpu"))
+    interrupted(TINY, recipe, data, checkpoint, initial=initial)
+    assert 1 <= len(load_curve(checkpoint)) < 20
+    assert numbers(train(TINY, recipe, data, seed=0, device="cpu", initial=initial, checkpoint=checkpoint)) == numbers(
+        whole
+    )
+
+
+def test_a_checkpoint_of_other_initial_weights_is_not_used(
+    initial: Path, data: Data, tmp_path: Path, interrupted: Callable[..., Path]
+) -> None:
+    recipe = change(epochs=8)
+    checkpoint = interrupted(TINY, recipe, data, tmp_path / "c.safetensors")
+    with pytest.warns(UserWarning, match="another training"):
+        result = train(TINY, recipe, data, seed=0, device="cpu", initial=initial, checkpoint=checkpoint)
+    assert numbers(result) == numbers(train(TINY, recipe, data, seed=0, device="cpu", initial=initial))
+
+
+def test_damaged_initial_weights_are_a_failure_and_no_training(initial: Path, data: Data) -> None:
+    initial.write_bytes(initial.read_bytes()[:-4])
+    with pytest.raises(ValueError, match=r"initial weights in .* are damaged"):
+        train(TINY, RECIPE, data, seed=0, device="cpu", initial=initial)
+
+
 def test_flip_and_crop_leave_the_pixels_of_an_image_alone(data: Data) -> None:
     # An image that is the same mirrored, and one colour so that a crop only brings in the black margin.
     white = torch.full_like(data.train_images, 200)
@@ -556,7 +629,7 @@ def test_weights_come_back_with_the_same_logits(data: Data, tmp_path: Path) -> N
 @pytest.mark.parametrize("damage", ["other_network", "other_width", "missing", "cut", "pickle"])
 def test_weights_that_do_not_fit_are_refused_by_name(damage: str, tmp_path: Path) -> None:
     path, ran = tmp_path / "w.safetensors", tmp_path / "unpickled"
-    wider = dataclasses.replace(TINY, head=Stage(block="conv_norm", kernel=1, channels=40))
+    wider = dataclasses.replace(TINY, head=(Stage(block="conv_norm", kernel=1, channels=40),))
     save_weights(build({"other_network": PLAIN, "other_width": wider}.get(damage, TINY)), path)
     if damage == "missing":
         path.unlink()

@@ -191,11 +191,13 @@ class StudyLog:
 
 
 def _costs(candidate: Candidate) -> dict[str, float]:
+    needs: dict[str, float | None] = candidate.needs._asdict() if candidate.needs else {}
     return {
         "macs": candidate.cost.macs,
         "macs_ratio": candidate.ratio,
         "params": candidate.cost.params,
         "activations": candidate.cost.activations,
+        **{key: value for key, value in needs.items() if value is not None},
     }
 
 

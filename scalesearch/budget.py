@@ -1,0 +1,225 @@
+"""What a network may need: the right-hand sides of equation 2 of arXiv:1905.11946, FLOPS(N) <= .. and Memory(N) <= ...
+
+`Budget` is that of a search's candidates, relative to their 1x network. `Limits` are absolute, in any of `METRICS`.
+`Meter` says what a network does need; counts and bytes are computed, a latency is measured once and remembered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from scalesearch.cost import cost
+from scalesearch.latency import latency
+from scalesearch.ledger import write_atomic
+from scalesearch.memory import memory
+from scalesearch.model import identity
+from scalesearch.network import AnyNetwork
+from scalesearch.training import environment
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A candidate's counted multiply-adds must be `macs_ratio` times the 1x network's, within `tolerance` of that."""
+
+    macs_ratio: float
+    tolerance: float
+
+    def admits(self, ratio: float) -> bool:
+        """Whether a network of `ratio` times the baseline's multiply-adds meets the budget.
+
+        >>> Budget(2.0, 0.1).admits(2.2), Budget(2.0, 0.1).admits(2.21)
+        (True, False)
+        """
+        return abs(ratio / self.macs_ratio - 1) <= self.tolerance + 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The most that a network may need of each of `METRICS`; None is no limit."""
+
+    macs: float | None = None
+    params: float | None = None
+    memory: float | None = None
+    training_memory: float | None = None
+    latency_ms: float | None = None
+
+    def given(self) -> dict[str, float]:
+        """Metric to limit, of those that have one; the ones that cost least to find out come first."""
+        return {name: limit for name in METRICS if (limit := getattr(self, name)) is not None}
+
+    def use(self, network: AnyNetwork, meter: Meter) -> dict[str, float]:
+        """Metric to the share of its limit that `network` needs: 1 is all of it."""
+        return {name: METRICS[name](network, meter) / limit for name, limit in self.given().items()}
+
+    def most(self, network: AnyNetwork, meter: Meter) -> tuple[float, str]:
+        """The largest share and its metric; as soon as one is above 1, that one: the others are not looked at."""
+        largest = (0.0, "")
+        for name, limit in self.given().items():
+            largest = max(largest, (METRICS[name](network, meter) / limit, name))
+            if largest[0] > 1:
+                break
+        return largest
+
+    def __str__(self) -> str:
+        """The limits in short words, fit for the name of a file.
+
+        >>> str(Limits(macs=150e6, memory=512 * 2**20))
+        'macs150M_memory512MiB'
+        """
+        return "_".join(f"{name}{written(name, limit)}" for name, limit in self.given().items())
+
+
+class Needs(NamedTuple):
+    """What a network needs beside its `cost.Cost`, as all tables show it.
+
+    Bytes of one image's inference and of one step of training, and the latency of one image, None for a network that
+    is too large to be timed for a table.
+    """
+
+    memory: int
+    training_memory: int
+    latency_ms: float | None
+
+
+class Meter:
+    """Finds out what networks need.
+
+    Args:
+        batch_size: images of the step that `training_memory` is of.
+        workspace: latencies are read from and kept in its latency.json, so that a command that is given again shows
+            the same numbers and measures nothing twice; None: they are forgotten with this object.
+    """
+
+    def __init__(self, *, batch_size: int, workspace: Path | None = None) -> None:
+        self.batch_size = batch_size
+        self._path = None if workspace is None else workspace / "latency.json"
+
+    def needs(self, network: AnyNetwork) -> Needs:
+        """What tables show. Errors: ValueError as of `memory.Memory.training_activations`."""
+        timed = cost(network).macs <= _MOST_TIMED_MACS and _fits(network)
+        return Needs(
+            memory=round(METRICS["memory"](network, self)),
+            training_memory=round(METRICS["training_memory"](network, self)),
+            latency_ms=self.latency_ms(network) if timed else None,
+        )
+
+    def latency_ms(self, network: AnyNetwork) -> float:
+        """Median milliseconds of one image: on one thread of the CPU, or on the GPU where there is one.
+
+        Errors: ValueError for a network that this machine has no memory for.
+        """
+        key = hashlib.sha256(json.dumps(identity(network), sort_keys=True).encode()).hexdigest()
+        if key not in self._latencies:
+            if not _fits(network):
+                raise ValueError(f"{network.name} cannot be timed: it needs more than half of this machine's memory")
+            seconds = min(0.3, 0.02 + cost(network).macs / 1e9)  # proxies, of which a plan has many, take little
+            self._latencies[key] = round(latency(network, budget_seconds=seconds).median_ms, 4)
+            self._keep()
+        return self._latencies[key]
+
+    @cached_property
+    def _latencies(self) -> dict[str, float]:
+        return self._read().get(self._machine, {})
+
+    @cached_property
+    def _machine(self) -> str:
+        here = environment()
+        return f"{here['host']}, {here['device']}, torch {here['torch']}"
+
+    def _read(self) -> dict[str, dict[str, float]]:
+        """Machine to network to milliseconds. A file that is missing or damaged is begun anew."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # the last: no tables
+            found = json.loads(self._path.read_bytes()) if self._path else {}
+            if all(isinstance(ms, float) for latencies in found.values() for ms in latencies.values()):
+                return found
+        return {}
+
+    def _keep(self) -> None:
+        if self._path is not None:
+            known = self._read()  # what another command has measured meanwhile
+            known[self._machine] = known.get(self._machine, {}) | self._latencies
+            write_atomic(self._path, json.dumps(known, indent=1).encode())
+
+
+def parse(value: object, metric: str) -> float:
+    """The number that a person wrote as the limit of a metric: 300M, 1.5G, 512MiB, 2GB, 20, or a plain number.
+
+    Errors: ValueError with the key and what would be right.
+
+    >>> parse("300M", "macs"), parse("512MiB", "memory"), parse(20, "latency_ms")
+    (300000000.0, 536870912.0, 20.0)
+    """
+    units = {unit.lower(): size for unit, size in _READ[metric].items()}
+    found = re.fullmatch(r"([0-9]+\.?[0-9]*(?:e[+-]?[0-9]{1,2})?|\.[0-9]+) ?([a-z]*)", str(value).strip().lower())
+    if found and not isinstance(value, bool) and found[2] in units:
+        number = float(found[1]) * units[found[2]]
+        if 0 < number <= 1e24:
+            return number
+    right = {"macs": "a number such as 300M or 1.5G", "params": "a number such as 800k or 5.3M"}
+    right |= dict.fromkeys(("memory", "training_memory"), "bytes such as 512MiB or 2GB")
+    raise ValueError(f"budget.{metric} is {value!r}; it must be {right.get(metric, 'milliseconds such as 20 or 0.5')}")
+
+
+def written(metric: str, value: float) -> str:
+    """`value` of a metric as `parse` reads it, in the unit that makes it shortest.
+
+    >>> written("macs", 1.5e9), written("memory", 512 * 2**20), written("memory", 2e9), written("latency_ms", 20.0)
+    ('1.5G', '512MiB', '2GB', '20')
+    """
+    fitting = [f"{value / size:.15g}{unit}" for unit, size in _READ[metric].items() if size <= value]
+    return min(fitting or [f"{value:.15g}"], key=len)
+
+
+def words(metric: str, value: float | None) -> str:
+    """`value` of a metric for a person, to three digits; "-" for None.
+
+    >>> words("params", 5_288_548), words("memory", 39_000_000), words("latency_ms", 19.31)
+    ('5.29 M', '37.2 MiB', '19.3 ms')
+    """
+    if value is None:
+        return "-"
+    shown = list(_SHOWN[metric].items())
+    unit, size = next(((unit, size) for unit, size in reversed(shown) if size <= value), shown[0])
+    number = value / size
+    return (f"{number:.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}").rstrip()
+
+
+METRICS: dict[str, Callable[[AnyNetwork, Meter], float]] = {
+    "macs": lambda network, _: cost(network).macs,
+    "params": lambda network, _: cost(network).params,
+    "memory": lambda network, _: memory(network, threads=1).inference,  # as `latency_ms`, and the same everywhere
+    "training_memory": lambda network, meter: memory(network, batch_size=meter.batch_size, threads=1).training,
+    "latency_ms": lambda network, meter: meter.latency_ms(network),
+}
+
+_MOST_TIMED_MACS = 1e11  # a forward pass of several seconds on one thread
+
+_COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_BYTES = {"B": 1.0, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40}
+_SHOWN = {
+    "macs": _COUNTS,
+    "params": _COUNTS,
+    "memory": _BYTES,
+    "training_memory": _BYTES,
+    "latency_ms": {"ms": 1.0},
+}
+_DECIMAL_BYTES = {"": 1.0, "B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+_READ = _SHOWN | {
+    "memory": _DECIMAL_BYTES | _BYTES,
+    "training_memory": _DECIMAL_BYTES | _BYTES,
+    "latency_ms": {"": 1.0, "ms": 1.0},
+}
+
+
+def _fits(network: AnyNetwork) -> bool:
+    """Whether this machine has twice the memory that a forward pass of `network` needs."""
+    return 2 * memory(network, threads=1).inference <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,270 @@
+"""The memory that a network needs: bytes at the peak of a forward pass, and of a training step.
+
+Equation 2 of the paper bounds memory as it bounds multiply-adds. Here the network's own module runs once on torch's
+meta device, where a tensor has a shape and no data, and every storage is followed from the operation that makes it to
+the moment its last tensor goes. Views, operations in place, what autograd keeps for the backward pass and what
+checkpointing gives up are therefore as in a real run, while nothing is computed or allocated.
+
+Counted is an eager run on the CPU, contiguous and in the module's type (float32), with the copies that oneDNN's
+convolutions make while they run: up to two thirds of a forward pass, next to nothing of a training step. Not counted
+are workspaces of other operations and devices (cuDNN's, say), the allocator's rounding and fragmentation, and what
+Python and torch take before any network is there. With channels_last a training step's activations are within a tenth
+of what is said here; with bfloat16 autocast they are 0.5 to 0.9 of it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from scalesearch.cost import cost
+from scalesearch.model import build_on_meta
+from scalesearch.network import AnyNetwork, Factory
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that `network` needs for `batch_size` images at once on `threads` threads, found when first asked for."""
+
+    network: AnyNetwork
+    batch_size: int
+    threads: int
+
+    @cached_property
+    def weights(self) -> int:
+        """Parameters and buffers, such as the statistics of batch norms."""
+        module = _meta(self.network)
+        tensors = (*module.parameters(), *module.buffers())
+        return sum({t.untyped_storage()._cdata: t.nbytes for t in tensors}.values())
+
+    @cached_property
+    def activations(self) -> int:
+        """The most that one forward pass allocates at a time, in evaluation mode and without gradients."""
+        return peak(_meta(self.network), self._images, threads=self.threads)
+
+    @cached_property
+    def training_activations(self) -> int:
+        """The most that a forward and a backward pass allocate at a time, the gradients of the weights among it.
+
+        Errors: ValueError where a batch norm would get one value a channel: one image, of which one pixel is left.
+        """
+        try:
+            return peak(_meta(self.network), self._images, training=True, threads=self.threads)
+        except Exception as error:  # torch's, of the images' shape, or of a user's own module
+            raise ValueError(
+                f"network {self.network.name!r} cannot take a training step with batch_size {self.batch_size}: {error}"
+            ) from error
+
+    @property
+    def inference(self) -> int:
+        """The peak of one forward pass: weights, images, activations."""
+        return self.weights + self._images.nbytes + self.activations
+
+    @property
+    def training(self) -> int:
+        """The peak of one step of SGD with momentum: weights, momentum, images, labels, gradients, activations.
+
+        Averaged weights (the recipe's `ema`) would be `weights` more. Errors: as `training_activations`.
+        """
+        momentum = 4 * cost(self.network).params
+        labels = 8 * self.batch_size
+        return self.weights + momentum + self._images.nbytes + labels + self.training_activations
+
+    @property
+    def _images(self) -> Tensor:
+        side = self.network.resolution
+        return torch.empty(self.batch_size, self.network.in_channels, side, side, device="meta")
+
+
+def memory(network: AnyNetwork, *, batch_size: int = 1, threads: int | None = None) -> Memory:
+    """What `network` needs for `batch_size` images at once; kept, so that asking again costs nothing.
+
+    Args:
+        threads: of the CPU, of which all that matters is whether there is more than one: one runs 1x1 convolutions of
+            stride 1 on less than 16 images without copies. None: as many as torch has now.
+    Errors: ValueError for less than one image or thread.
+
+    >>> from scalesearch.network import from_table
+    >>> row = {"block": "conv_norm", "channels": 8}
+    >>> net = from_table({"resolution": 32, "activation": "relu", "stem": row, "stages": [row]}, name="net")
+    >>> memory(net, batch_size=2).inference < memory(net, batch_size=2).training
+    True
+    """
+    threads = torch.get_num_threads() if threads is None else threads
+    for name, value in (("batch_size", batch_size), ("threads", threads)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 at least")
+    return _memory(network, batch_size, min(threads, 2))
+
+
+_memory = lru_cache(maxsize=4096)(Memory)
+
+
+@lru_cache(maxsize=1)  # for the questions about one network, which follow each other
+def _meta(network: AnyNetwork) -> nn.Module:
+    if isinstance(network, Factory):
+        cost(network)  # says what is wrong with a forward pass of the user's
+    return build_on_meta(network)
+
+
+def peak(module: nn.Module, images: Tensor, *, training: bool = False, threads: int = 1) -> int:
+    """The most bytes allocated at one time beyond `module` and `images`, in one forward pass without gradients.
+
+    Args:
+        module: any (B, C, H, W) -> (B, K) module on the meta device: made under `torch.device("meta")`, or moved there
+            by `to("meta")`. Its mode and its gradients are left as after a step.
+        images: their shape and type, on the meta device.
+        training: a step in training mode instead: forward pass, cross entropy, backward pass to the weights' gradients.
+        threads: as of `memory`.
+    Errors: ValueError for a tensor that is on another device.
+    """
+    follower = _Follower(threads)
+    for tensor in (*module.parameters(), *module.buffers(), images):
+        if tensor.device.type != "meta":
+            raise ValueError(f"a tensor is on the device {tensor.device}; module and images must be on the meta device")
+        follower.leave_out(tensor)
+    module.train(training)
+    module.zero_grad(set_to_none=True)
+    labels = torch.empty(len(images), dtype=torch.long, device="meta")
+    with _FusedAttention(), follower, torch.set_grad_enabled(training):
+        if training:
+            F.cross_entropy(module(images), labels).backward()  # type: ignore[no-untyped-call]
+        else:
+            module(images)
+    return follower.peak
+
+
+class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operation below autograd, and follows the storages that they make."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self._now = 0
+        self._threads = threads
+        self._alive: dict[int, object] = {}  # by address, which torch gives again only after `gone`
+
+    def leave_out(self, tensor: Tensor) -> None:
+        self._alive[tensor.untyped_storage()._cdata] = None
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        shortcut = _SHORTCUTS.get(operation)
+        result = shortcut(*args) if shortcut else operation(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            self._follow(tensor)
+        if operation in _CONVOLUTIONS:
+            self.peak = max(self.peak, self._now + _copies(args, result, self._threads))
+        return result
+
+    def _follow(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        address, size = storage._cdata, storage.nbytes()
+        if address in self._alive:
+            return
+
+        def gone(_: object) -> None:
+            del self._alive[address]
+            self._now -= size
+
+        self._alive[address] = weakref.ref(storage, gone)
+        self._now += size
+        self.peak = max(self.peak, self._now)
+
+
+_CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)
+
+
+def _copies(args: Any, result: Any, threads: int) -> int:
+    """Bytes that a convolution, or its backward pass, has for itself on the CPU beside its `result`.
+
+    oneDNN works on copies of images, weights and result in a layout of its own, where channels are padded to 16 (with
+    AVX-512; less without), and then copies the result back. That images of few channels are read as they are was
+    measured; when oneDNN is not asked stands in `ConvolutionParams::use_mkldnn` (torch's ATen/native/Convolution.cpp).
+    """
+    backward = isinstance(result, tuple)
+    (output, images, weight), groups = (args[:3], args[9]) if backward else ((result, *args[:2]), args[8])
+    stride = max(args[4 if backward else 3])
+    kernel, channels = max(weight.shape[2:]), images.shape[1]
+    pointwise = kernel == stride == 1
+    few = len(images) == 1 and groups == 1 and kernel <= 3 and images.numel() <= 20_480
+    if few or (pointwise and len(images) < 16 and threads == 1):  # without oneDNN, on windows laid out as columns
+        columns = 0 if pointwise else weight[0].numel() * output[0, 0].numel()
+        return int(columns * output.element_size())
+
+    def padded(tensor: Tensor, *dims: int) -> int:
+        size = tensor.nbytes
+        for dim in dims if groups in (1, channels) else ():
+            size = size // tensor.shape[dim] * (-(-tensor.shape[dim] // 16) * 16)
+        return size
+
+    copied = padded(weight, *((0, 1) if groups == 1 and channels >= 16 else (0,)))
+    if groups > 1 or kernel == 1 or channels >= 16:
+        copied += padded(images, 1)
+    copy = padded(output, 1)
+    return copied + copy if backward else max(copied + copy - int(output.nbytes), copy)
+
+
+def _tensors(result: Any) -> Iterator[Tensor]:
+    if isinstance(result, Tensor):
+        yield result
+    elif isinstance(result, tuple | list):
+        for part in result:
+            yield from _tensors(part)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as CPU and GPU run it: on the meta device torch would make the N x N weights that those never hold."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        attend = _attention if function is F.scaled_dot_product_attention else function
+        return attend(*args, **(kwargs or {}))
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **rest: Any,
+) -> Tensor:
+    alike = query.ndim == 4 and query.shape[1] == key.shape[1] and query.shape[-1] == value.shape[-1]
+    if not alike or dropout_p > 0 or (attn_mask is not None and attn_mask.requires_grad):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **rest)
+    fused = aten._scaled_dot_product_flash_attention_for_cpu.default
+    result: Tensor = fused(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=rest.get("scale"))[0]
+    return result
+
+
+def _norm(x: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, *_: Any) -> tuple[Tensor, ...]:
+    channels = x.shape[1] if training else 0
+    return torch.empty_like(x), x.new_empty(channels), x.new_empty(channels)
+
+
+def _norm_backward(gradient: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
+    wanted = rest[-1]  # whose gradients: of x, weight and bias
+    made = (torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1]))
+    return tuple(tensor if want else None for tensor, want in zip(made, wanted, strict=True))
+
+
+# torch has these in Python for the meta device, and they take nine tenths of the time.
+_SHORTCUTS: dict[Any, Callable[..., Any]] = {
+    aten.native_batch_norm.default: _norm,
+    aten.native_batch_norm_backward.default: _norm_backward,
+    aten.hardtanh_.default: lambda x, *_: x,
+    aten.hardswish_.default: lambda x: x,
+    aten.hardtanh_backward.default: lambda gradient, x, *_: torch.empty_like(x),
+    aten.hardswish_backward.default: lambda gradient, x: torch.empty_like(x),
+}
