@@ -25,16 +25,18 @@ COMMANDS = {
     "run": "search coefficients for a baseline: plan, train, choose, scale; or go on where it stopped",
     "plan": "what run would do, and what it would cost, before anything is trained",
     "status": "how far a study is",
+    "report": "what a finished study says: how sure, how flat, what it did not measure; also as report.md",
     "retry": "as run, and the failed evaluations once more",
     "variants": "the family of scaled networks for coefficients, given or of a study",
     "cost": "multiply-adds, params and activations of a network, by stage",
     "train": "train one network, and say how accurate it is",
+    "reproduce": "experiments about a search: reproduce fidelity, is the proxy to be believed?",
     "export": "networks with their weights as YAML and safetensors, ONNX and torch.export programs, each checked",
     "init": "write a network of your own, as a table and as a function, to be changed: init my_net",
     "ui": "MLflow's interface on this machine, with links to the study",
     "sync": "bring into MLflow what has not arrived there",
 }
-JSON_COMMANDS = ("run", "plan", "status", "retry", "variants", "cost", "train", "export")
+JSON_COMMANDS = ("run", "plan", "status", "report", "retry", "variants", "cost", "train", "reproduce", "export")
 
 DONE, USAGE, SOME_FAILED, ALL_FAILED, INFEASIBLE, LOCKED, ENVIRONMENT = 0, 2, 3, 4, 5, 6, 7
 INTERRUPTED, TERMINATED = 130, 143
@@ -65,7 +67,7 @@ def _main(arguments: list[str]) -> int:
     if arguments[0] == "-sc":
         return _complete(arguments)
     command, *rest = arguments
-    if command == "init" and rest and "=" not in rest[0] and not rest[0].startswith("-"):
+    if command in ("init", "reproduce") and rest and "=" not in rest[0] and not rest[0].startswith("-"):
         rest[0] = f"name={rest[0]}"
     if any(word.startswith("baseline.factory=") for word in rest) and not any(w.startswith("baseline=") for w in rest):
         rest.append("baseline=factory")
@@ -110,7 +112,9 @@ def _complete(arguments: list[str]) -> int:
         print(" ".join(name for name in COMMANDS if name.startswith(words[0])))
         return DONE
     if words:
-        os.environ["COMP_LINE"] = f"{program} {words[1]}"
+        name, space, after = words[1].partition(" ")
+        named = words[0] in ("init", "reproduce") and space and "=" not in name  # which Hydra does not know
+        os.environ["COMP_LINE"] = f"{program} {after if named else words[1]}"
     sys.argv = ["scalesearch", *arguments]
     return _compose(_primary(words[0] if words else "run"), lambda composed: DONE)
 
@@ -209,7 +213,7 @@ def _carry_out(command: str, composed: DictConfig, as_json: bool) -> int:
         return _fail(str(error), USAGE)
     except (BrokenPipeError, SystemExit):  # rich makes the one into the other
         _discard_output()
-        if command in ("run", "retry", "train"):
+        if command in ("run", "retry", "train", "reproduce"):
             return _fail(
                 "standard output was closed; what is finished is kept, and the same command goes on", ENVIRONMENT
             )

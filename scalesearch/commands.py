@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scalesearch import config, export, fitting, pretrained, screen, study, template, variants
+from scalesearch import config, export, fitting, pretrained, screen, studies, study, template, variants
 from scalesearch.budget import Meter
 from scalesearch.cost import cost, stage_costs
 from scalesearch.data import load
@@ -53,6 +53,19 @@ def show_status(question: config.StudyQuestion, out: Screen) -> int:
     elif counts["failed"]:
         out.say("`scalesearch retry` with the same overrides runs the failed ones again")
     out.answer(answer)
+    return DONE
+
+
+def show_report(question: config.StudyQuestion, out: Screen) -> int:
+    """`scalesearch report`: what a finished study says, and what it did not measure."""
+    from scalesearch import report  # pandas and scipy: other commands do without
+
+    directory = config.find_study(question.workspace, question.study)
+    facts = report.read(question.workspace, directory)
+    answers, path = report.answers(facts), report.write(facts, directory)
+    out.markdown(report.markdown(facts.study, answers))
+    out.say(f"written: {path}")
+    out.answer({**answers, "file": str(path)})
     return DONE
 
 
@@ -293,9 +306,11 @@ COMMANDS: dict[str, Callable[[DictConfig, bool], int]] = {
     "retry": _command(config.load_experiment, lambda experiment, out: search_and_scale(experiment, out, retry=True)),
     "plan": _command(config.load_experiment, show_plan),
     "status": _command(config.load_study, show_status),
+    "report": _command(config.load_study, show_report),
     "variants": _command(config.load_variants, show_variants),
     "cost": _command(config.load_cost, show_cost),
     "train": _command(config.load_train, train_network),
+    "reproduce": _command(lambda composed: config.load_reproduce(composed, studies.STUDIES), studies.reproduce),
     "export": _command(config.load_export, export_networks),
     "init": _command(config.load_init, write_template),
     "ui": _command(config.load_study, show_ui),

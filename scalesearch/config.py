@@ -35,7 +35,7 @@ from scalesearch.executor import EXECUTORS
 from scalesearch.model import trust
 from scalesearch.network import AnyNetwork, Factory, from_table
 from scalesearch.scaling import Coefficients, Proxy, Rounding, resize, shrink
-from scalesearch.search import STRATEGIES, Axis, Grid
+from scalesearch.search import STRATEGIES, Axis, Grid, Strategy
 from scalesearch.training import Recipe
 
 Section = typing.TypeVar("Section")
@@ -43,16 +43,38 @@ Section = typing.TypeVar("Section")
 
 @dataclass(frozen=True)
 class Search:
-    """Which candidates are trained with which seeds ("grid": all with all), and the confidence of what is said."""
+    """How candidates and seeds are chosen that are trained, and the confidence of what is said about them."""
 
-    strategy: str
+    name: str
+    strategy: Strategy
     confidence: float
 
     def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            raise ValueError(f"search.strategy is {self.strategy!r}{_nearest(self.strategy, STRATEGIES)}")
         if not 0.5 <= self.confidence <= 0.9999:
             raise ValueError(f"search.confidence is {self.confidence!r}; it must be a number from 0.5 to 0.9999")
+
+    @property
+    def solves_gamma(self) -> bool:
+        """Whether its points are those of alpha and beta, and gamma follows from the budget."""
+        return self.name == "sampler"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which candidate is chosen of those that were trained, as `selection.select` says; the default is the best mean.
+
+    rule: "best", or "cheapest_tied": of the best and its ties the one that needs least of `metric`.
+    """
+
+    rule: str
+    metric: str
+
+    def __post_init__(self) -> None:
+        rules, metrics = ("best", "cheapest_tied"), (*METRICS, "activations", "train_seconds")
+        if self.rule not in rules:
+            raise ValueError(f"selection.rule is {self.rule!r}{_nearest(self.rule, rules)}")
+        if self.metric not in metrics:
+            raise ValueError(f"selection.metric is {self.metric!r}{_nearest(self.metric, metrics)}")
 
 
 @dataclass(frozen=True)
@@ -82,6 +104,7 @@ class Experiment:
     limits: Limits
     grid: Grid
     search: Search
+    selection: Selection
     recipe: Recipe
     seeds: int
     data: DataSpec
@@ -117,7 +140,8 @@ def load_experiment(composed: DictConfig) -> Experiment:
 
     Errors: ValueError, one message: the key, what it is, what it must be.
     """
-    values = _plain(composed, (*_GROUPS, "study", "workspace", "phis", "init"))
+    later = ("selection",)  # a study from before it was known has none
+    values = _plain(composed, (*_GROUPS, "study", "workspace", "phis", "init"), optional=later)
     recipe = dict(_mapping(values, "recipe"))
     seeds = _number(recipe.pop("seeds", None), "recipe.seeds", int, 1, 1000)
     executor_name, executor = _executor(_mapping(values, "executor"))
@@ -131,7 +155,8 @@ def load_experiment(composed: DictConfig) -> Experiment:
         budget=budget,
         limits=limits,
         grid=_grid(_mapping(values, "grid")),
-        search=_section(Search, values, "search"),
+        search=_search(_mapping(values, "search")),
+        selection=_selection(values),
         recipe=_section(Recipe, {"recipe": recipe}, "recipe"),
         seeds=seeds,
         data=_section(DataSpec, values, "data"),
@@ -150,7 +175,7 @@ def load_experiment(composed: DictConfig) -> Experiment:
 
 
 def decisive_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two searches different studies: all but seeds, phis, and where and how they run.
+    """What makes two searches different studies: all but seeds, phis, selection, and where and how they run.
 
     `init` and limits are there only where they are given: studies from before they were known keep their digest.
     """
@@ -389,8 +414,82 @@ def load_init(composed: DictConfig) -> InitQuestion:
 
 
 @dataclass(frozen=True)
+class ReproduceQuestion:
+    """What `reproduce` asks: the experiment `name`, on a study (None: the only one) of a workspace.
+
+    against: what proxies are judged against, a key of `AGAINST`, made dearer by `factor`.
+    candidates, seeds: how many of the study's, and of each; seeds of None are as many as the study's choice has, and 2
+        at least.
+    function: of a study whose networks a Python function makes, that function, named by the user.
+    """
+
+    name: str
+    study: str | None
+    workspace: Path
+    against: str
+    factor: float
+    candidates: int
+    seeds: int | None
+    function: str | None
+    dry_run: bool
+    retry: bool
+    executor_name: str
+    executor: Mapping[str, Any]
+
+
+AGAINST = {"epochs": 4.0, "phi": 2.0, "proxy": 1.5}  # dearer references of a proxy, each with its usual factor
+
+
+def load_reproduce(composed: DictConfig, known: Iterable[str]) -> ReproduceQuestion:
+    """The checked question of `reproduce`; `known` are the names of the experiments that there are."""
+    names = list(known)
+    if OmegaConf.is_missing(composed, "name"):
+        raise ValueError(f"name is missing; what is to be reproduced? scalesearch reproduce {' or '.join(names)}")
+    own = ("name", "study", "workspace", "against", "factor", "candidates", "seeds", "dry_run", "retry", "executor")
+    values = _plain(composed, own, optional=("baseline",))
+    if values["name"] not in names:
+        raise ValueError(f"name is {values['name']!r}{_nearest(str(values['name']), names)}")
+    against = values["against"]
+    if against not in list(AGAINST):  # a list has no hash
+        raise ValueError(f"against is {against!r}{_nearest(str(against), AGAINST)}")
+    factor = AGAINST[against] if values["factor"] is None else values["factor"]
+    executor_name, executor = _executor(_mapping(values, "executor"))
+    return ReproduceQuestion(
+        name=values["name"],
+        study=_study_name(values["study"]) if values["study"] else None,
+        workspace=_workspace(values),
+        against=against,
+        factor=_number(factor, "factor", float, 1.01, 1000),
+        candidates=_number(values["candidates"], "candidates", int, 2, 10_000),
+        seeds=_optional(values["seeds"], "seeds", 1, 1000),
+        function=_function(values),
+        dry_run=_flag(values, "dry_run"),
+        retry=_flag(values, "retry"),
+        executor_name=executor_name,
+        executor=executor,
+    )
+
+
+def _function(values: Mapping[str, Any]) -> str | None:
+    """The function of the group `baseline`, trusted from here on; a study has its tables itself."""
+    if "baseline" not in values:
+        return None
+    table = {key: value for key, value in _mapping(values, "baseline").items() if key != "name"}
+    if table.get("factory") is None:
+        raise ValueError(
+            "baseline is given, and the study has its own; leave it out. Only a Python function is named again: "
+            "baseline.factory=my_package.my_net:make"
+        )
+    network = from_table(table, name="baseline")
+    assert isinstance(network, Factory)
+    trust(network.function)
+    return network.function
+
+
+@dataclass(frozen=True)
 class StudyQuestion:
-    """What `status`, `ui` and `sync` ask: a study (None: all of them) of a workspace, where it is tracked, the port."""
+    """What `status`, `report`, `ui` and `sync` ask: a study (None: the only one, or all) of a workspace, where it is
+    tracked, the port."""
 
     study: str | None
     workspace: Path
@@ -400,7 +499,7 @@ class StudyQuestion:
 
 
 def load_study(composed: DictConfig) -> StudyQuestion:
-    """The checked question of `status`, `ui` and `sync`."""
+    """The checked question of `status`, `report`, `ui` and `sync`."""
     values = _plain(composed, ("study", "workspace"), optional=("tracking", "port", "rebuild"))
     return StudyQuestion(
         study=_study_name(values["study"]) if values.get("study") else None,
@@ -421,6 +520,85 @@ def load_settings(directory: Path) -> Experiment:
     settings = from_yaml(directory / "settings.yaml")
     load_baseline(settings, composed=False)
     return load_experiment(OmegaConf.create(settings))
+
+
+def constraints(settings: Mapping[str, Any]) -> tuple[Grid, Budget, Limits]:
+    """What the candidates of a study's settings had to meet; the baseline is not looked at."""
+    return _grid(_mapping(settings, "grid")), *_budget(_mapping(settings, "budget"))
+
+
+def small_baseline(settings: Mapping[str, Any], *, in_channels: int, num_classes: int) -> tuple[AnyNetwork, Rounding]:
+    """The 1x network of a study's settings and the rounding of its scaling, without looking at its images.
+
+    A function that the settings name is not called.
+    """
+    table = dict(_mapping(settings, "baseline"))
+    network = from_table({key: value for key, value in table.items() if key != "name"}, name=table.get("name") or "it")
+    fitted = dataclasses.replace(network, in_channels=in_channels, num_classes=num_classes)
+    return shrink(fitted, _section(Proxy, settings, "proxy"), _section(Rounding, settings, "rounding"))
+
+
+def overrides(settings: Mapping[str, Any], command: str, *, workspace: Path) -> list[str]:
+    """The words after `command` ("run" or "train") that make it mean what a study's settings say, as few as will do.
+
+    Of each group the shipped choice that is nearest to the settings, and what differs from it: so a baseline of the
+    user's own is spelled out, and a function is named.
+    """
+    primary = from_yaml(_shipped() / f"{command}.yaml")
+    defaults = {group: choice for row in primary["defaults"] if isinstance(row, dict) for group, choice in row.items()}
+    words = []
+    for group in (*_GROUPS, "selection"):
+        if group in ("executor", "tracking") or group not in settings or defaults.get(group) is None:
+            continue
+        choice, differing = _nearest_choice(group, settings[group], first=defaults[group])
+        words += ([] if choice == defaults[group] else [f"{group}={choice}"]) + differing
+    for key in ("init", "phis", "study"):
+        if key in primary and settings.get(key) != primary[key]:
+            words.append(f"{key}={_word(settings[key])}")
+    return words if str(workspace) == primary["workspace"] else [*words, f"workspace={_word(str(workspace))}"]
+
+
+def _nearest_choice(group: str, wanted: Mapping[str, Any], *, first: str) -> tuple[str, list[str]]:
+    """(choice of a group, overrides) that come to `wanted` with the fewest overrides; `first` among equals."""
+    files = {path.stem: path for path in sorted((_shipped() / group).glob("*.yaml"))}
+    named = "factory" if "factory" in wanted else wanted.get("name")
+    names = [named] if named in files else sorted(files, key=lambda name: (name != first, name))
+    shipped = {name: files[name] for name in names if "@package _global_" not in files[name].read_text()}
+    found = [(name, _differing(group, from_yaml(path), wanted)) for name, path in shipped.items()]
+    return min(found, key=lambda one: sum(len(word) for word in one[1]))
+
+
+def _differing(where: str, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    words = [f"~{where}.{key}" for key, value in given.items() if key not in wanted and value is not None]
+    for key, value in wanted.items():
+        if key not in given:
+            words.append(f"+{where}.{key}={_word(value)}")
+        elif isinstance(value, Mapping) and isinstance(given[key], Mapping):
+            words += _differing(f"{where}.{key}", given[key], value)
+        elif value != given[key]:
+            words.append(f"{where}.{key}={_word(value)}")
+    return words
+
+
+def _word(value: object, *, inside: bool = False) -> str:
+    """A plain value as Hydra reads it; `inside` a list or a mapping a colon would divide it."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_word(inner, inside=True)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(_word(inner, inside=True) for inner in value) + "]"
+    if isinstance(value, str):
+        keyword = value.lower() in ("null", "true", "false", "nan", "inf")
+        if re.fullmatch(rf"[A-Za-z_/][\w./{'' if inside else ':'}-]*", value, re.ASCII) and not keyword:
+            return value
+        # a backslash is one, but before a quote it must be doubled
+        return '"' + re.sub(r'(\\*)("|\Z)', lambda found: 2 * found[1] + found[2].replace('"', '\\"'), value) + '"'
+    return json.dumps(value)
+
+
+def _shipped() -> Path:
+    """The configuration that ships: in the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return next(path for path in (package / "conf", package.parent / "conf") if (path / "run.yaml").exists())
 
 
 def find_study(workspace: Path, study: str | None) -> Path:
@@ -571,6 +749,28 @@ def _budget(values: Mapping[str, Any]) -> tuple[Budget, Limits]:
 
 def _limits(values: Mapping[str, Any]) -> Limits:
     return Limits(**{name: parse(values[name], name) for name in METRICS if values.get(name) is not None})
+
+
+def _search(values: Mapping[str, Any]) -> Search:
+    _known(values, ("strategy", "confidence", *values), "search")
+    name = values["strategy"]
+    if not isinstance(name, str) or name not in STRATEGIES:
+        raise ValueError(f"search.strategy is {name!r}{_nearest(str(name), STRATEGIES)}")
+    options = {key: value for key, value in values.items() if key not in ("strategy", "confidence")}
+    strategy = _section(STRATEGIES[name], {"search": options}, "search")
+    return Search(name, strategy, _number(values["confidence"], "search.confidence", float, 0.5, 0.9999))
+
+
+def _selection(values: Mapping[str, Any]) -> Selection:
+    if "selection" not in values:
+        return Selection("best", "macs")
+    selection = _section(Selection, values, "selection")
+    if selection.rule == "cheapest_tied" and values["recipe"]["seeds"] == 1 and values["search"]["strategy"] == "grid":
+        raise ValueError(
+            "selection.rule is 'cheapest_tied' and recipe.seeds is 1, with which all candidates are tied; recipe.seeds "
+            "must be 2 at least: recipe.seeds=3"
+        )
+    return selection
 
 
 def _grid(values: Mapping[str, Any]) -> Grid:

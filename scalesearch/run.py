@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from scalesearch.executor import EXECUTORS, default_workers
 from scalesearch.ledger import Ledger, lock_study
 from scalesearch.network import AnyNetwork
 from scalesearch.screen import Screen
-from scalesearch.search import BASELINE, Plan, Trained
+from scalesearch.search import BASELINE, Plan, Stopped, Trained
 from scalesearch.tracking import StudyLog, Tracker
 from scalesearch.training import seconds_per_image
 
@@ -31,13 +31,15 @@ class Infeasible(Exception):  # noqa: N818 - an answer: no network meets the con
 
 def search_and_scale(experiment: Experiment, out: Screen, *, retry: bool = False) -> int:
     """`scalesearch run`: the exit code of a whole study, carried out or gone on with."""
-    from scalesearch.selection import select  # pandas and scipy: `plan` and `cost` do without
+    from scalesearch import report  # pandas and scipy: `plan` and `cost` do without
+    from scalesearch.selection import select
 
     # The problem (equation 2): a baseline network, a budget on its counted cost, data to be accurate on.
     plan, meter = _plan(experiment)
     if not plan.candidates:
         out.answer({"study": experiment.study, "chosen": None, "evaluations": study.counts([])})
     _refuse_infeasible(plan, experiment)
+    _refuse_unmeasured(plan, experiment.selection.metric)
     networks = [candidate.network for candidate in (plan.baseline, *plan.candidates)]
     bases = (experiment.baseline, plan.baseline.network)
     init = initial_weights(experiment.init, bases, networks, experiment.workspace, out)
@@ -50,17 +52,19 @@ def search_and_scale(experiment: Experiment, out: Screen, *, retry: bool = False
             ledger = Ledger(experiment.workspace)
             evaluator = Evaluator(ledger, executor, experiment.data)
             if retry:
-                planned = (evaluation for _, evaluation in study.planned_evaluations(plan, experiment, data, init))
-                out.say(f"{study.forget_failures(ledger, planned)} failed evaluations are run again")
+                may_be_asked = (evaluation for _, evaluation in study.possible(plan, experiment, data, init))
+                out.say(f"{study.forget_failures(ledger, may_be_asked)} failed evaluations are run again")
             out.say(screen.summary(plan, experiment))
 
-            # Step 1: fix phi = 1 and search alpha, beta, gamma on a small grid, by training every candidate.
+            # Step 1: fix phi = 1 and search alpha, beta, gamma on a small grid, by training candidates.
             trained: list[Trained] = []
+            stopped: dict[str, str] = {}
             with out.progress(total=_num_evaluations(plan, experiment), slots=evaluator.slots) as progress:
-                for one in search.STRATEGIES[experiment.search.strategy](
+                for one in search.carry_out(
                     plan,
                     experiment.grid,
-                    seeds=range(experiment.seeds),
+                    strategy=experiment.search.strategy,
+                    seeds=experiment.seeds,
                     recipe=experiment.recipe,
                     data=data.fingerprint,
                     init=init,
@@ -68,18 +72,32 @@ def search_and_scale(experiment: Experiment, out: Screen, *, retry: bool = False
                     storage=search.sqlite(experiment.workspace / "optuna.db"),
                     study=experiment.study,
                 ):
-                    trained.append(one)
-                    log.trained(one, trained)
-                    progress.update(trained)
-            study.write_trials(experiment, trained)
-            if not _any_finished(trained):
+                    if isinstance(one, Stopped):
+                        stopped[one.candidate.id] = one.reason
+                        log.stopped(one)
+                        progress.stopped(one)
+                    else:
+                        trained.append(one)
+                        study.record_asked(experiment, one)
+                        log.trained(one, trained)
+                        progress.update(trained)
+            study.write_trials(experiment, trained, stopped)
+            whole = [one for one in trained if one.outcome.evaluation.recipe == experiment.recipe]
+            if not _any_finished(whole, stopped):
                 out.warn(_all_failed(trained))
                 counts = study.counts([one.outcome for one in trained])
                 out.answer({"study": experiment.study, "chosen": None, "evaluations": counts})
                 return ALL_FAILED
-            choice = select(trained, confidence=experiment.search.confidence)
+            choice = select(
+                whole,
+                confidence=experiment.search.confidence,
+                rule=experiment.selection.rule,
+                metric=experiment.selection.metric,
+                contenders=_contenders(whole, stopped),
+                macs_ratio=experiment.budget.macs_ratio,
+            )
             chosen = next(candidate for candidate in plan.candidates if candidate.id == choice.chosen)
-            test = {name: test_accuracy(evaluator, _finished(trained, name)) for name in (BASELINE, chosen.id)}
+            test = {name: test_accuracy(evaluator, _finished(whole, name)) for name in (BASELINE, chosen.id)}
 
             # Step 2: fix alpha, beta, gamma and scale the baseline up with phi (equation 3).
             family = variants.family(
@@ -88,8 +106,9 @@ def search_and_scale(experiment: Experiment, out: Screen, *, retry: bool = False
             family = variants.measured(family, meter)
 
             # The answer: tables, figures, coefficients and variants, on disk, in MLflow and on the screen.
-            answer, files = study.write_answer(experiment, trained, choice, chosen, test, family)
-            weights = ledger.weights_path(_finished(trained, chosen.id)[0].key)
+            answer, files = study.write_answer(experiment, trained, stopped, choice, chosen, test, family)
+            files.append(report.write(report.read(experiment.workspace, experiment.directory), experiment.directory))
+            weights = ledger.weights_path(_finished(whole, chosen.id)[0].key)
             waiting = log.finished(answer, chosen, choice, files=files, weights=weights)
         screen.show_answer(out, experiment, answer, choice)
         if waiting:
@@ -108,8 +127,8 @@ def show_plan(experiment: Experiment, out: Screen) -> int:
     if plan.candidates:
         screen.show_candidates(out, plan)
         out.say(
-            f"{evaluations} trainings ({len(plan.candidates)} candidates and the 1x network, {experiment.seeds} seeds "
-            f"each); expected time on this machine: {screen.duration(seconds)}"
+            f"about {evaluations} trainings by search={experiment.search.name} ({len(plan.candidates)} candidates and "
+            f"the 1x network); expected time on this machine: {screen.duration(seconds)}"
         )
     out.answer(
         {
@@ -178,7 +197,9 @@ def _plan(experiment: Experiment) -> tuple[Plan, Meter]:
     meter = Meter(batch_size=experiment.recipe.batch_size, workspace=experiment.workspace)
     real = search.Real(experiment.baseline, experiment.rounding, experiment.limits, meter)
     network, rounding = experiment.proxy_network
-    plan = search.candidates(network, experiment.grid, experiment.budget, rounding, real=real)
+    plan = search.candidates(
+        network, experiment.grid, experiment.budget, rounding, real=real, solve_gamma=experiment.search.solves_gamma
+    )
     return (search.measured(plan, meter) if plan.candidates else plan), meter
 
 
@@ -203,8 +224,18 @@ def _refuse_infeasible(plan: Plan, experiment: Experiment) -> None:
     )
 
 
+def _refuse_unmeasured(plan: Plan, metric: str) -> None:
+    """Before training: a choice by what no candidate was measured in could not be made after it."""
+    if all(candidate.sizes().get(metric, 0) is None for candidate in plan.candidates):
+        raise ValueError(
+            f"selection.metric is {metric!r}, but the candidates are too large to be measured in it here; choose by "
+            "another one, such as selection.metric=macs"
+        )
+
+
 def _num_evaluations(plan: Plan, experiment: Experiment) -> int:
-    return (len(plan.candidates) + 1) * experiment.seeds
+    """About how many trainings there will be, the 1x network's among them."""
+    return experiment.seeds + sum(number for number, _ in study.expected(plan, experiment))
 
 
 def _expected_seconds(plan: Plan, experiment: Experiment) -> float:
@@ -219,7 +250,9 @@ def _expected_seconds(plan: Plan, experiment: Experiment) -> float:
     ) / len(timed)
     # Scoring an image is a forward pass, a third of a training step.
     images = experiment.description.num_train * experiment.recipe.epochs + experiment.description.num_val / 3
-    macs = sum(candidate.cost.macs for candidate in (plan.baseline, *plan.candidates)) * experiment.seeds
+    mean = statistics.fmean(candidate.cost.macs for candidate in plan.candidates)
+    trainings = sum(number * share for number, share in study.expected(plan, experiment))
+    macs = plan.baseline.cost.macs * experiment.seeds + mean * trainings
     overhead = 15.0  # workers that import torch, the test split, figures, what MLflow still has to write
     return per_mac * images * macs / min(workers, _num_evaluations(plan, experiment)) + overhead
 
@@ -239,6 +272,7 @@ def _opened(experiment: Experiment, plan: Plan, data: Data, init: str | None) ->
         study=experiment.study,
         directory=experiment.directory,
         seeds=experiment.seeds,
+        epochs=experiment.recipe.epochs,
         params={
             "baseline": experiment.baseline.name,
             "rounding": experiment.rounding.name,
@@ -261,8 +295,14 @@ def _finished(trained: Sequence[Trained], name: str) -> list[Evaluation]:
     return sorted(finished, key=lambda evaluation: evaluation.seed)
 
 
-def _any_finished(trained: Sequence[Trained]) -> bool:
-    return any(one.outcome.result is not None for one in trained if one.candidate.id != BASELINE)
+def _contenders(trained: Sequence[Trained], stopped: Mapping[str, str]) -> list[str]:
+    """The candidates that may be chosen."""
+    return sorted({one.candidate.id for one in trained} - {BASELINE} - stopped.keys())
+
+
+def _any_finished(trained: Sequence[Trained], stopped: Mapping[str, str]) -> bool:
+    contenders = _contenders(trained, stopped)
+    return any(one.outcome.result is not None for one in trained if one.candidate.id in contenders)
 
 
 def _all_failed(trained: Sequence[Trained]) -> str:

@@ -27,7 +27,7 @@ from scalesearch.evaluation import Outcome
 from scalesearch.fitting import ENOUGH, Fit
 from scalesearch.network import AnyNetwork, Factory
 from scalesearch.scaling import Coefficients, Rounding
-from scalesearch.search import BASELINE, Candidate, Plan, Trained
+from scalesearch.search import BASELINE, Candidate, Plan, Stopped, Trained
 
 if TYPE_CHECKING:
     from scalesearch.selection import Choice
@@ -47,6 +47,15 @@ class Screen:
     def say(self, text: str) -> None:
         """A line of words, printed as it is."""
         self._console.print(text, markup=False, soft_wrap=True)
+
+    def markdown(self, text: str) -> None:
+        """Markdown, drawn where there is a terminal, and as it is where there is none."""
+        if self._console.is_terminal:
+            from rich.markdown import Markdown  # which takes longer to import than all of rich
+
+            self._console.print(Markdown(text))
+        else:
+            self.say(text)
 
     def warn(self, text: str) -> None:
         """A line that something is not as it should be, on standard error."""
@@ -102,8 +111,10 @@ class Progress:
         self._reused = sum(one.outcome.reused and one.outcome.result is not None for one in trained)
         self._trained = len(trained) - self._failed - self._reused
         accuracies: dict[str, list[float]] = {}
+        epochs = max(one.outcome.evaluation.recipe.epochs for one in trained)  # shorter schedules are no results
         for one in trained:
-            if one.outcome.result is not None and one.candidate.id != BASELINE:
+            whole = one.outcome.evaluation.recipe.epochs == epochs
+            if one.outcome.result is not None and one.candidate.id != BASELINE and whole:
                 accuracies.setdefault(one.candidate.id, []).append(one.outcome.result.val_accuracy)
         means = {name: sum(values) / len(values) for name, values in accuracies.items()}
         if means:
@@ -111,10 +122,18 @@ class Progress:
             self._best = f"{best} {100 * means[best]:.2f} %"
         last = trained[-1]
         said = f"{100 * last.outcome.result.val_accuracy:.2f} %" if last.outcome.result else "failed"
-        self._last = f"{last.candidate.id} seed {last.outcome.evaluation.seed}: {said}"
+        short = last.outcome.evaluation.recipe.epochs
+        of = "" if short == epochs else f", {short:g} epochs"
+        self._last = f"{last.candidate.id} seed {last.outcome.evaluation.seed}{of}: {said}"
         if self.on_line is not None:
-            best_so_far = self._best or "none"
-            self.on_line(f"[{self._done}/{self._total}] {self._last}; best so far: {best_so_far}; left: {self._left()}")
+            done = f"[{self._done}/{max(self._done, self._total)}]"
+            self.on_line(f"{done} {self._last}; best so far: {self._best or 'none'}; left: {self._left()}")
+
+    def stopped(self, one: Stopped) -> None:
+        """Say that a candidate gets no more trainings."""
+        self._last = f"{one.candidate.id} stopped: {one.reason}"
+        if self.on_line is not None:
+            self.on_line(self._last)
 
     @property
     def _done(self) -> int:
@@ -124,13 +143,13 @@ class Progress:
         if not self._trained:
             return "unknown"
         pace = (time.monotonic() - self._started) / self._trained
-        return duration(pace * (self._total - self._done))
+        return duration(pace * max(0, self._total - self._done))
 
     def render(self) -> Table:
         table = Table(pad_edge=False)
         cells = {
             "done": f"{self._done}/{self._total}",
-            "running": str(min(self._slots, self._total - self._done)),
+            "running": str(min(self._slots, max(0, self._total - self._done))),
             "failed": str(self._failed),
             "from the ledger": str(self._reused),
             "best so far": self._best or "none yet",
@@ -185,7 +204,15 @@ def show_answer(screen: Screen, experiment: Experiment, answer: Mapping[str, Any
     ranked = choice.candidates.sort_values("val_accuracy_mean", ascending=False)
     rows = [
         {
-            "mark": "chosen" if row["chosen"] else "tied" if row["tied"] else "",
+            "mark": "chosen"
+            if row["chosen"]
+            else "best"
+            if row["best"]
+            else "tied"
+            if row["tied"]
+            else "stopped"
+            if row["stopped"]
+            else "",
             "candidate": row["candidate"],
             "alpha": f"{row['alpha']:g}",
             "beta": f"{row['beta']:g}",
@@ -217,9 +244,23 @@ def show_answer(screen: Screen, experiment: Experiment, answer: Mapping[str, Any
     tied = ", ".join(
         f"{row['id']} ({row['alpha']:g}, {row['beta']:g}, {row['gamma']:g})" for row in chosen["tied_with"]
     )
+    best, selection = answer["best"], answer["selection"]
+    it = "it"
+    if best["id"] != chosen["id"]:
+        it = "the best"
+        screen.say(
+            f"best: {best['id']} ({best['alpha']:g}, {best['beta']:g}, {best['gamma']:g}) with "
+            f"{_percent(best['val_accuracy_mean'])} %; of it and its ties {chosen['id']} needs the least of "
+            f"{selection['metric']} (selection=cheapest_tied)"
+        )
+        tied = ", ".join(
+            f"{row['candidate']} ({row['alpha']:g}, {row['beta']:g}, {row['gamma']:g})"
+            for row in ranked[ranked["tied"]].to_dict("records")
+        )
     screen.say(
-        f"cannot be told from it at {confidence}: {tied}" if tied else f"no candidate is tied with it at {confidence}"
+        f"cannot be told from {it} at {confidence}: {tied}" if tied else f"no candidate is tied with it at {confidence}"
     )
+    _say_stopped(screen, answer["stopped"], set(ranked["candidate"]))
     screen.say(
         f"test accuracy: {_test_words(test['chosen'])} chosen, {_test_words(test['baseline'])} 1x network "
         f"({count(answer['baseline']['macs'])} multiply-adds)"
@@ -238,6 +279,16 @@ def show_answer(screen: Screen, experiment: Experiment, answer: Mapping[str, Any
         screen.say(f"MLflow: scalesearch ui {place}")
     else:
         screen.say(f"nothing was sent to MLflow; later: scalesearch sync {place}")
+
+
+def _say_stopped(screen: Screen, stopped: Mapping[str, str], compared: set[str]) -> None:
+    """Who was stopped, by reason; of those that no whole training shows, that nothing is known of them but that."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in stopped.items():
+        known = "" if name in compared else ", so it was compared with none"
+        reasons.setdefault(reason.partition(" by ")[0] + known, []).append(name)
+    for reason, names in reasons.items():
+        screen.say(f"stopped: {', '.join(names)} ({reason})")
 
 
 def show_family(

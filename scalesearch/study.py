@@ -7,10 +7,11 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scalesearch import config, fitting, variants
+from scalesearch import config, fitting, search, variants
 from scalesearch.budget import Limits, Needs
 from scalesearch.config import Experiment
 from scalesearch.data import Data, load
@@ -18,7 +19,7 @@ from scalesearch.evaluation import Evaluation, Outcome
 from scalesearch.ledger import Ledger, is_locked, write_atomic
 from scalesearch.network import AnyNetwork, from_table
 from scalesearch.scaling import Coefficients, Rounding, scale
-from scalesearch.search import BASELINE, Candidate, Plan, Trained
+from scalesearch.search import BASELINE, Candidate, Plan, Trained, problem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,20 +40,54 @@ def open_study(experiment: Experiment, plan: Plan, data: Data, init: str | None)
                 f"name with study=NAME, or none: what is trained already is shared either way"
             )
     write_atomic(path, config.to_yaml(experiment.settings).encode())
-    rows = [
-        {"candidate": candidate.id, "seed": evaluation.seed, "key": evaluation.key}
-        for candidate, evaluation in planned_evaluations(plan, experiment, data, init)
-    ]
-    write_atomic(experiment.directory / "evaluations.json", json.dumps({"evaluations": rows}, indent=1).encode())
+    strategy = experiment.search.strategy
+    number = experiment.seeds + sum(number for number, _ in expected(plan, experiment))
+    rows = _asked(experiment.directory / "evaluations.json")
+    if strategy.lookahead is None:  # all that it will ask for is known
+        rows = [_asked_row(experiment, *one) for one in possible(plan, experiment, data, init)]
+    _write_asked(experiment, rows, number)
 
 
-def planned_evaluations(
+def expected(plan: Plan, experiment: Experiment) -> list[tuple[int, float]]:
+    """(trainings, share of the recipe's epochs) of candidates: about what the strategy will ask for."""
+    return experiment.search.strategy.expected(problem(plan, experiment.seeds))
+
+
+def possible(
     plan: Plan, experiment: Experiment, data: Data, init: str | None
 ) -> Iterator[tuple[Candidate, Evaluation]]:
-    """Every (candidate, evaluation) of a study, the 1x network first; `init` is the digest of the initial weights."""
-    for candidate in (plan.baseline, *plan.candidates):
-        for seed in range(experiment.seeds):
-            yield candidate, Evaluation(candidate.network, experiment.recipe, data.fingerprint, seed, init)
+    """Every evaluation that a study may come to ask for; `init` is the digest of the initial weights."""
+    return search.possible(
+        plan,
+        experiment.search.strategy,
+        seeds=experiment.seeds,
+        recipe=experiment.recipe,
+        data=data.fingerprint,
+        init=init,
+    )
+
+
+def record_asked(experiment: Experiment, one: Trained) -> None:
+    """Keep which evaluations a study has come to, for `status` and for whoever looks for its weights."""
+    path = experiment.directory / "evaluations.json"
+    rows, row = _asked(path), _asked_row(experiment, one.candidate, one.outcome.evaluation)
+    if row not in rows:
+        _write_asked(experiment, [*rows, row], json.loads(path.read_bytes())["expected"])
+
+
+def _asked_row(experiment: Experiment, candidate: Candidate, evaluation: Evaluation) -> dict[str, Any]:
+    row = {"candidate": candidate.id, "seed": evaluation.seed, "key": evaluation.key}
+    whole = evaluation.recipe == experiment.recipe
+    return row if whole else row | {"epochs": evaluation.recipe.epochs}  # a complete shorter schedule
+
+
+def _asked(path: Path) -> list[dict[str, Any]]:
+    return _planned(path) if path.exists() else []
+
+
+def _write_asked(experiment: Experiment, rows: Sequence[Mapping[str, Any]], expected: int) -> None:
+    asked = {"expected": expected, "evaluations": list(rows)}
+    write_atomic(experiment.directory / "evaluations.json", json.dumps(asked, indent=1).encode())
 
 
 def forget_failures(ledger: Ledger, evaluations: Iterable[Evaluation]) -> int:
@@ -72,6 +107,7 @@ def status(workspace: Path, directory: Path) -> dict[str, Any]:
     state: "running", "finished", or "interrupted" (not at its end, and no driver alive).
     """
     ledger, planned = Ledger(workspace), _planned(directory / "evaluations.json")
+    expected = json.loads((directory / "evaluations.json").read_bytes()).get("expected", 0)
     done, failures, accuracies = 0, [], dict[str, list[float]]()
     for row in planned:
         record = ledger.get(row["key"])
@@ -79,17 +115,20 @@ def status(workspace: Path, directory: Path) -> dict[str, Any]:
             continue
         if record["state"] == "finished":
             done += 1
+            if "epochs" in row:  # a shorter schedule: its accuracy is not that of the whole
+                continue
             accuracies.setdefault(row["candidate"], []).append(record["result"]["val_accuracy"])
         else:
             failures.append({"candidate": row["candidate"], "seed": row["seed"], "reason": record["reason"]})
     means = {name: statistics.fmean(values) for name, values in accuracies.items() if name != BASELINE}
     best = max(means, key=lambda name: means[name]) if means else None
-    left = len(planned) - done - len(failures)
+    total = max(expected, len(planned))
+    left = total - done - len(failures)
     complete = left == 0 and (directory / "result.json").exists()
     return {
         "study": directory.name,
         "state": "running" if is_locked(directory) else "finished" if complete else "interrupted",
-        "evaluations": {"total": len(planned), "done": done, "failed": len(failures), "left": left},
+        "evaluations": {"total": total, "done": done, "failed": len(failures), "left": left},
         "failures": failures,
         "best": {"candidate": best, "val_accuracy_mean": means[best]} if best else None,
         "directory": str(directory),
@@ -113,16 +152,23 @@ def counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
     return {"trained": len(outcomes) - failed - reused, "reused": reused, "failed": failed}
 
 
-def write_trials(experiment: Experiment, trained: Sequence[Trained]) -> None:
-    """Write trials.csv: a row an evaluation."""
+def write_trials(experiment: Experiment, trained: Sequence[Trained], stopped: Mapping[str, str]) -> None:
+    """Write trials.csv, a row an evaluation, and which candidates were stopped and why; the search is at its end."""
     from scalesearch.selection import trials_table
 
     _write_csv(trials_table(trained), experiment.directory / "trials.csv")
+    write_atomic(experiment.directory / "stopped.json", json.dumps(dict(sorted(stopped.items())), indent=1).encode())
+    rows = [_asked_row(experiment, one.candidate, one.outcome.evaluation) for one in trained]
+    rows.sort(
+        key=lambda row: (row["candidate"] != BASELINE, row["candidate"], row.get("epochs", math.inf), row["seed"])
+    )
+    _write_asked(experiment, rows, len(rows))
 
 
 def write_answer(
     experiment: Experiment,
     trained: Sequence[Trained],
+    stopped: Mapping[str, str],
     choice: Choice,
     chosen: Candidate,
     test: Mapping[str, Mapping[str, Any]],
@@ -138,7 +184,7 @@ def write_answer(
 
     directory, coefficients = experiment.directory, chosen.coefficients
     rows: dict[str, Any] = {row["candidate"]: row for row in choice.candidates.to_dict("records")}
-    tied = [rows[name] for name in choice.tied]
+    tied = [rows[name] for name in (choice.best, *choice.tied) if name != chosen.id]
     variants.write(family, coefficients, directory / "variants", rounding=experiment.rounding)
     rows_of_family = variants.family_rows(family, coefficients, directory / "variants")
     table = pd.DataFrame(rows_of_family)
@@ -173,6 +219,12 @@ def write_answer(
 
     answer = {
         "study": experiment.study,
+        "selection": asdict(experiment.selection),
+        "best": {
+            "id": choice.best,
+            **{name: rows[choice.best][name] for name in ("alpha", "beta", "gamma", "product", "macs_ratio")},
+            **scores(choice.best),
+        },
         "chosen": {
             "id": chosen.id,
             **point(coefficients, chosen.ratio),
@@ -189,6 +241,7 @@ def write_answer(
             **{key: _finite(rows[BASELINE][key]) for key in Needs._fields},
             **scores(BASELINE),
         },
+        "stopped": dict(sorted(stopped.items())),
         "evaluations": counts([one.outcome for one in trained]),
         "variants": rows_of_family,
         "directory": str(directory),
@@ -252,7 +305,8 @@ def trained_candidate(workspace: Path, directory: Path, name: str) -> TrainedCan
     if name == "chosen":
         chosen(directory)  # refuses a study without a choice
         name = json.loads((directory / "result.json").read_bytes())["chosen"]["id"]
-    keys = {row["candidate"]: row["key"] for row in _planned(directory / "evaluations.json") if row["seed"] == 0}
+    asked = _planned(directory / "evaluations.json")
+    keys = {row["candidate"]: row["key"] for row in asked if row["seed"] == 0 and "epochs" not in row}
     if name not in keys:
         known = f"chosen, {', '.join(list(keys)[:3])} to {list(keys)[-1]}"
         raise ValueError(f"candidate is {name!r}; study {directory.name!r} has {known}")

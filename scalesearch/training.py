@@ -43,6 +43,7 @@ from scalesearch.pretrained import read, start
 class Recipe:
     """How a network is trained. Its values are part of an evaluation's key.
 
+    epochs: passes over the training images; of a part of one, 0.5 say, the first half of its batches.
     schedule: "one_cycle" (linear rise over `warmup` of the steps, then to zero) or "cosine" (the same rise).
     learning_rate: its highest value, for `batch_size` images a step.
     weight_decay: of convolutions and linear weights, not of norms, biases and learned tokens.
@@ -52,7 +53,7 @@ class Recipe:
     autocast: "auto" (bfloat16 where it is faster, see `autocast_pays`), "bfloat16" or "off".
     """
 
-    epochs: int
+    epochs: float
     batch_size: int
     learning_rate: float
     momentum: float
@@ -69,7 +70,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("epochs", 1, 10_000),
+            ("epochs", 0.01, 10_000),
             ("batch_size", 2, 65_536),
             ("learning_rate", 1e-8, 100),
             ("momentum", 0, 0.9999),
@@ -80,13 +81,15 @@ class Recipe:
             ("mixup", 0, 10),
             ("ema", 0, 0.99999),
         ):
-            value, whole = getattr(self, name), name in ("epochs", "batch_size")
+            value, whole = getattr(self, name), name == "batch_size"
             if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
                 raise ValueError(f"recipe.{name} is {value!r}; it must be a {'whole ' * whole}number")
             if not low <= value <= high:
                 raise ValueError(f"recipe.{name} is {value!r}; it must be a number from {low:g} to {high:g}")
             if not whole:  # 1 and 1.0 are equal, but would be two keys
                 object.__setattr__(self, name, float(value))
+        if float(self.epochs).is_integer():  # as a key has had it since before there were parts of epochs
+            object.__setattr__(self, "epochs", int(self.epochs))
         for name, known in (("schedule", ("one_cycle", "cosine")), ("autocast", ("auto", "bfloat16", "off"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"recipe.{name} is {getattr(self, name)!r}; known: {', '.join(known)}")
@@ -193,7 +196,8 @@ def train(
     labels = data.train_labels.to(place)
     mean, std = (torch.tensor(v, device=place).mul(255).view(1, -1, 1, 1) for v in (data.mean, data.std))
     batch = min(recipe.batch_size, len(images))
-    steps = len(images) // batch
+    steps = len(images) // batch  # of a whole epoch
+    total_steps = max(1, round(recipe.epochs * steps))
     autocast = _autocast(network, recipe, place)
     padding = round(recipe.crop_padding * network.resolution)
     padded = F.pad(images, (padding,) * 4) if padding else images
@@ -210,7 +214,7 @@ def train(
     saved = time.perf_counter()
 
     model.train()
-    for epoch in range(len(curve), recipe.epochs):
+    for epoch in range(len(curve), math.ceil(total_steps / steps)):
         torch.manual_seed(_mixed(seed, epoch))  # dropout; an epoch depends on nothing that came before but weights
         # All chance of an epoch is drawn and moved at once: a copy to a GPU in every step would wait for it each time.
         chance = np.random.default_rng([seed, epoch])
@@ -219,8 +223,9 @@ def train(
         mirrored = _moved(chance.random((steps, batch, 1, 1, 1)) < 0.5, place)
         shares = chance.beta(recipe.mixup, recipe.mixup, steps).tolist() if recipe.mixup else ()
         total = torch.zeros((), device=place)
-        for step in range(steps):
-            rate = recipe.learning_rate * _schedule(recipe, (epoch * steps + step) / (recipe.epochs * steps))
+        now = min(steps, total_steps - epoch * steps)
+        for step in range(now):
+            rate = recipe.learning_rate * _schedule(recipe, (epoch * steps + step) / total_steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
 
@@ -245,15 +250,19 @@ def train(
                 averaged.update_parameters(model)
             total += loss.detach()
 
-        train_loss = total.item() / steps
+        train_loss = total.item() / now
         if not math.isfinite(train_loss):
             _forget(checkpoint)
             raise Diverged(
-                f"diverged: the training loss is {train_loss} in epoch {epoch + 1} of {recipe.epochs} "
+                f"diverged: the training loss is {train_loss} in epoch {epoch + 1} of {recipe.epochs:g} "
                 f"(seed {seed}). Lower recipe.learning_rate (now {recipe.learning_rate:g})"
             )
         curve.append({"epoch": epoch + 1, "train_loss": train_loss, "learning_rate": rate})
-        if checkpoint is not None and epoch + 1 < recipe.epochs and time.perf_counter() - saved > checkpoint_seconds:
+        if (
+            checkpoint is not None
+            and (epoch + 1) * steps < total_steps
+            and time.perf_counter() - saved > checkpoint_seconds
+        ):
             spent = seconds_before + time.perf_counter() - started
             _save(state, checkpoint, {"of": of, "curve": json.dumps(curve), "seconds": repr(spent)})
             saved = time.perf_counter()
@@ -273,7 +282,7 @@ def train(
         correct=correct,
         curve=tuple(curve),
         train_seconds=seconds,
-        images_per_second=recipe.epochs * steps * batch / seconds,
+        images_per_second=total_steps * batch / seconds,
     )
 
 

@@ -22,7 +22,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     *("network", "scaling", "model", "cost", "memory", "latency", "data", "pretrained", "training", "ledger", "budget"),
     *("executor", "evaluation", "search", "selection", "variants", "fitting", "export", "template", "tracking"),
-    *("figures", "config", "study", "screen", "run", "commands", "cli"),
+    *("figures", "config", "study", "report", "screen", "run", "studies", "commands", "cli"),
 )
 DOORS = {
     "optuna": {"search"},

@@ -79,8 +79,8 @@ REFUSED = [
     ("run ~study", "'study' is needed"),
     ("run ~nonsense", "'nonsense' is not a known key"),
     ("cost ~depth", "depth is missing"),
-    ("run recipe.epochs=abc", "recipe.epochs is 'abc'; it must be a whole number"),
-    ("run recipe.epochs=null", "recipe.epochs is None; it must be a whole number"),
+    ("run recipe.epochs=abc", "recipe.epochs is 'abc'; it must be a number"),
+    ("run recipe.epochs=null", "recipe.epochs is None; it must be a number"),
     ("run recipe.epochs=1" + 4400 * "0", "4300 digits"),
     ("run budget.tolerance=nan", "budget.tolerance is nan"),
     ("run study=../x", "study is '../x'"),
@@ -275,7 +275,8 @@ def test_a_search_prints_one_json_object_and_its_study_can_be_asked(scalesearch:
 
     study = tmp_path / "workspace" / "studies" / "tiny"
     assert scalesearch("status", "study=tny").err.count("did you mean 'tiny'") == 1
-    for name, command in (("coefficients.yaml", "variants"), ("settings.yaml", "variants"), ("settings.yaml", "run")):
+    damaged = (("coefficients.yaml", "variants"), *(("settings.yaml", name) for name in ("variants", "report", "run")))
+    for name, command in damaged:
         whole = (study / name).read_text()
         for garbage in ("a: [", "- 1", "", "a: 1", "a: !!python/object/apply:os.getcwd []", "baseline: ${oc.env:HOME}"):
             (study / name).write_text(garbage)
@@ -284,6 +285,10 @@ def test_a_search_prints_one_json_object_and_its_study_can_be_asked(scalesearch:
             assert err.startswith("scalesearch: ")
         (study / name).write_text(whole)
     assert scalesearch("variants", "study=tiny", "phis=[1]").code == cli.DONE
+    (study / "result.json").write_text("[1, 2]")
+    code, out, err = scalesearch("report", "study=tiny")
+    assert (code, out, err.count("\n")) == (cli.USAGE, "", 1)
+    assert "give its `scalesearch run` command again" in err
 
 
 # Help, versions, completion.

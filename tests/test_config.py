@@ -17,14 +17,16 @@ from scalesearch.budget import METRICS
 from scalesearch.network import Network
 from scalesearch.scaling import Coefficients
 
-PRIMARIES = ("run", "cost", "train", "variants", "status", "ui", "sync")
+PRIMARIES = ("run", "cost", "train", "reproduce", "variants", "status", "report", "ui", "sync")
 COEFFICIENTS = ("coefficients.alpha=1.2", "coefficients.beta=1.1", "coefficients.gamma=1.15")
 QUESTIONS = {
     "run": (config.load_experiment, ()),
     "cost": (config.load_cost, ()),
     "train": (config.load_train, ()),
+    "reproduce": (lambda composed: config.load_reproduce(composed, ["fidelity"]), ("name=fidelity",)),
     "variants": (config.load_variants, COEFFICIENTS),
     "status": (config.load_study, ()),
+    "report": (config.load_study, ()),
     "ui": (config.load_study, ()),
     "sync": (config.load_study, ()),
 }
@@ -46,8 +48,10 @@ MAY_BE_MISSING = {
     },
     "cost": {"rounding.resolution_multiple", *OF_A_BASELINE},
     "train": {"data.split_seed", "data.cache", "rounding.resolution_multiple", *OF_A_BASELINE},
+    "reproduce": set(),
     "variants": {"rounding.resolution_multiple", *OF_A_BASELINE},
     "status": set(),
+    "report": set(),
     "ui": {"port", "tracking", "tracking.uri"},
     "sync": {"rebuild", "tracking", "tracking.uri"},
 }
@@ -111,7 +115,20 @@ def test_every_primary_config_makes_its_question(primary: str) -> None:
     ("group", "choice"),
     [
         (group, choice)
-        for group in ("baseline", "proxy", "rounding", "budget", "grid", "search", "recipe", "executor", "tracking")
+        for group in (
+            *(
+                "baseline",
+                "proxy",
+                "rounding",
+                "budget",
+                "grid",
+                "search",
+                "selection",
+                "recipe",
+                "executor",
+                "tracking",
+            ),
+        )
         for choice in choices(group)
         if choice != "factory"  # which needs a function of the user's
     ],
@@ -175,6 +192,7 @@ def test_a_setting_that_nobody_knows_is_refused_beside_each(primary: str, key: s
         "grid",
         "grid.alpha",
         "search",
+        "selection",
         "recipe",
         "data",
         "executor",
@@ -192,7 +210,7 @@ def test_a_group_that_is_no_group_is_refused_with_words(group: str, value: objec
     "overrides",
     [
         ("recipe.seeds=1001",),
-        ("recipe.epochs=2.5",),
+        ("recipe.epochs=0",),
         ("recipe.flip=1",),
         ("recipe.schedule=linear",),
         ("data.num_val=60000",),
@@ -209,6 +227,8 @@ def test_a_group_that_is_no_group_is_refused_with_words(group: str, value: objec
         ("grid.alpha.step=0",),
         ("search.confidence=1",),
         ("search.strategy=random",),
+        ("selection.rule=worst",),
+        ("selection.metric=flops",),
         ("phis=[]",),
         ("phis=3",),
         ("phis=[1,null]",),
@@ -257,12 +277,29 @@ def test_a_whole_number_for_a_float_makes_the_same_experiment() -> None:
 def test_a_study_is_named_by_what_decides_it_and_nothing_else() -> None:
     name = question("run", compose("run")).study
     same = ("recipe.seeds=1", "phis=[1]", "executor.threads=2", "tracking=none", "data.cache=/x", "workspace=w")
+    same = (*same, "selection=cheapest_tied", "selection.metric=params")
     for override in (*same, "init=null"):
         assert question("run", compose("run", override)).study == name
     other = ("recipe.epochs=3", "data.num_val=9000", "budget.tolerance=0.2", "grid=nni", "search.confidence=0.9")
     for override in (*other, "init=timm:mobilenetv2_100"):
         assert question("run", compose("run", override)).study != name
     assert question("run", compose("run", "study=7")).study == "7"
+
+
+def test_settings_from_before_there_was_a_rule_mean_the_best_mean() -> None:
+    composed = compose("run")
+    with open_dict(composed):
+        del composed["selection"]
+    made = question("run", composed)
+    assert made.selection == question("run", compose("run")).selection == config.Selection("best", "macs")
+    assert made.study == question("run", compose("run")).study
+
+
+def test_the_cheapest_tie_of_one_seed_each_is_refused_with_what_to_give() -> None:
+    words = ("selection=cheapest_tied", "recipe.seeds=1")
+    with pytest.raises(ValueError, match=r"selection\.rule is 'cheapest_tied' and recipe\.seeds is 1.*recipe\.seeds=3"):
+        question("run", compose("run", "search=grid", *words))
+    question("run", compose("run", "search=race", *words))  # gives seeds where they help, whatever the recipe says
 
 
 def test_making_an_experiment_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

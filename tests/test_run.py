@@ -39,7 +39,7 @@ OVERRIDES = (
     *("data=digits", "data.num_train=320", "recipe=quick", "recipe.seeds=2", "recipe.batch_size=16"),
     *("recipe.epochs=2", "recipe.learning_rate=0.2", "recipe.flip=false", "grid.alpha={start:1,stop:1.9,step:0.45}"),
     *("grid.beta={start:1,stop:1.4,step:0.1}", "grid.gamma={start:1,stop:1.4,step:0.1}"),
-    *("grid.product_tolerance=0.15", "budget.tolerance=0.12", "phis=[1,2]", "executor.workers=2"),
+    *("grid.product_tolerance=0.15", "budget.tolerance=0.12", "phis=[1,2]", "executor.workers=2", "search=grid"),
 )
 PLANNED = 12
 TABLES = ("candidates.csv", "comparisons.csv", "family.csv", "coefficients.yaml")
@@ -532,6 +532,27 @@ def test_mlflow_has_ended_the_runs_of_killed_commands(killed: Broken) -> None:
     assert not [run.info.run_name for run in runs if run.info.status == "RUNNING"]
     parents = sorted(level(runs, "command"), key=lambda run: run.info.start_time)
     assert [run.info.status for run in parents] == ["KILLED", "KILLED", "KILLED", "FINISHED"]
+
+
+@pytest.mark.parametrize("strategy", ["race", "halving"])
+def test_a_killed_search_of_another_strategy_asks_for_the_same_and_comes_to_the_same(
+    strategy: str, drive: Callable[..., Driver], tmp_path: Path
+) -> None:
+    """What such a strategy trains depends on what it has seen, which must not depend on when the driver died."""
+    overrides = (*search(), f"search={strategy}", "recipe.seeds=3", "tracking=none")
+    places = tmp_path / "unbroken" / "workspace", tmp_path / "killed" / "workspace"
+    ends = [drive("run", places[0], *overrides).ended()]
+    driver = drive("run", places[1], *overrides, "executor.workers=1")
+    wait_for_records(driver, places[1], 5)
+    driver.process.kill()
+    driver.process.wait()
+    kept = {path: identity(path) for path in records(places[1])}
+    ends.append(drive("run", places[1], *overrides).ended())
+    assert [end.code for end in ends] == [0, 0], ends
+    assert_equal_answers(*places)
+    assert (directory(places[0]) / "stopped.json").read_text() == (directory(places[1]) / "stopped.json").read_text()
+    assert kept == {path: identity(path) for path in kept}
+    assert ends[1].answer["evaluations"]["reused"] == len(kept)
 
 
 # Stopped, politely.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Sequence
@@ -9,12 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scalesearch.budget import Needs
 from scalesearch.cost import Cost, cost
 from scalesearch.evaluation import Evaluation, Outcome
 from scalesearch.network import Network, Stage
 from scalesearch.scaling import Coefficients
 from scalesearch.search import BASELINE, Candidate, Trained
-from scalesearch.selection import Choice, interval, select, trials_table
+from scalesearch.selection import Choice, Comparison, Pairs, cost_effect, interval, select, trials_table
 from scalesearch.training import Recipe, Result
 
 RECIPE = Recipe(
@@ -108,7 +110,7 @@ def simulate(
 
 
 def admitted(choice: Choice) -> set[str]:
-    return {choice.chosen, *choice.tied}
+    return {choice.best, *choice.tied}
 
 
 # --- what it promises, by simulation ----------------------------------------------------------------------------------
@@ -340,3 +342,319 @@ def test_an_interval_is_student_s_over_the_seeds() -> None:
     assert mean == 0.8
     assert math.isnan(low)
     assert math.isnan(high)
+
+
+# --- candidates that were stopped early -------------------------------------------------------------------------------
+
+
+def without(rows: Sequence[Trained], name: str, *, seeds: int) -> list[Trained]:
+    """The rows of a race that stopped a candidate after so many seeds."""
+    return [row for row in rows if row.candidate.id != name or row.outcome.evaluation.seed < seeds]
+
+
+def test_a_stopped_candidate_is_not_chosen_and_stays_in_the_tables() -> None:
+    rows = [trained(c, seed, first(90 - 10 * i + seed)) for i, c in enumerate(CANDIDATES[:3]) for seed in range(3)]
+    choice = select(without(rows, "c01", seeds=2), confidence=0.95, contenders=["c02", "c03"])
+    assert (choice.chosen, choice.best) == ("c02", "c02")
+    table = choice.candidates.set_index("candidate")
+    assert table["stopped"].to_dict() == {"c01": True, "c02": False, "c03": False}
+    assert table.loc["c01", "num_seeds"] == 2
+    # it is better on the seeds that both have, so it cannot be told to be worse
+    assert choice.tied == ("c01",)
+    compared = choice.comparisons.set_index("candidate")
+    assert compared.loc["c01", "num_seeds"] == 2
+    assert compared.loc["c01", "difference"] == pytest.approx(-0.1)
+    assert not select(rows, confidence=0.95).candidates["stopped"].any()
+
+
+def test_the_ties_hold_a_stopped_candidate_that_is_as_good() -> None:
+    chance, held, out = np.random.default_rng(21), [], []
+    names = [c.id for c in CANDIDATES]
+    for _ in range(200):
+        rows = without(simulate([0.0] * 7 + [-0.5], chance, seeds=4), "c03", seeds=2)
+        rows = without(rows, "c08", seeds=2)
+        choice = select(rows, confidence=0.95, contenders=[name for name in names if name not in ("c03", "c08")])
+        held.append("c03" in choice.tied)
+        out.append("c08" not in choice.tied)
+    assert np.mean(held) >= 0.93
+    assert np.mean(out) >= 0.9  # and what is clearly worse is out although it had two seeds only
+
+
+def test_where_only_stopped_candidates_finished_the_message_says_so() -> None:
+    rows = [trained(CANDIDATES[0], 0, first(50)), trained(CANDIDATES[1], 0, None, reason="killed")]
+    with pytest.raises(ValueError, match=r"may be chosen has finished \(c02\), only c01, .*stopped.*scalesearch retry"):
+        select(rows, confidence=0.95, contenders=["c02"])
+
+
+# --- the rule ---------------------------------------------------------------------------------------------------------
+
+
+def needing(which: Candidate, **needs: Any) -> Candidate:
+    return dataclasses.replace(which, needs=Needs(**({"memory": 1, "training_memory": 1, "latency_ms": 1.0} | needs)))
+
+
+def of_three(*counts: int, latencies: Sequence[float | None] = (3.0, 2.0, 1.0)) -> list[Trained]:
+    """Three candidates, of which the first costs most, with noisy seeds about so many of 100 images right."""
+    names = [needing(c, latency_ms=ms) for c, ms in zip(CANDIDATES, latencies, strict=False)]
+    return [
+        trained(c, seed, first(count + shift))
+        for c, count, order in zip(names, counts, ((0, 3, -3), (3, -3, 0), (-3, 0, 3)), strict=True)
+        for seed, shift in enumerate(order)
+    ]
+
+
+def test_the_cheapest_of_the_ties_is_chosen_and_the_best_still_named() -> None:
+    choice = select(of_three(80, 79, 40), confidence=0.95, rule="cheapest_tied")
+    assert (choice.chosen, choice.best, choice.tied) == ("c02", "c01", ("c02",))
+    table = choice.candidates.set_index("candidate")
+    assert (table.loc["c02", "chosen"], table.loc["c02", "best"], table.loc["c02", "tied"]) == (True, False, True)
+    assert (table.loc["c01", "chosen"], table.loc["c01", "best"]) == (False, True)
+    # the ties and the comparisons are against the best, whatever the rule
+    same = select(of_three(80, 79, 40), confidence=0.95)
+    assert (same.chosen, same.best, same.tied) == ("c01", "c01", ("c02",))
+    pd.testing.assert_frame_equal(same.comparisons, choice.comparisons)
+
+
+def test_the_cheapest_is_never_one_that_was_stopped() -> None:
+    rows = of_three(80, 79, 78)
+    assert select(rows, confidence=0.95, rule="cheapest_tied").chosen == "c03"
+    choice = select(rows, confidence=0.95, rule="cheapest_tied", contenders=["c01", "c02"])
+    assert choice.chosen == "c02"
+    assert set(choice.tied) == {"c02", "c03"}
+
+
+@pytest.mark.parametrize("metric", ["macs", "params", "memory", "training_memory", "latency_ms", "activations"])
+def test_what_is_cheap_is_said_by_the_metric(metric: str) -> None:
+    small, large = dict.fromkeys(("memory", "training_memory"), 5), dict.fromkeys(("memory", "training_memory"), 9)
+    costs = [Cost(9, 9, 9), Cost(5, 5, 5), Cost(7, 7, 7)]
+    some = [
+        needing(c, latency_ms=ms, **needs)
+        for c, ms, needs in zip(CANDIDATES, (9.0, 5.0, 7.0), (large, small, large), strict=False)
+    ]
+    some = [dataclasses.replace(c, cost=counted) for c, counted in zip(some, costs, strict=True)]
+    rows = [trained(c, seed, first(80 + (seed + i) % 3)) for i, c in enumerate(some) for seed in range(3)]
+    assert select(rows, confidence=0.95, rule="cheapest_tied", metric=metric).chosen == "c02"
+    dearer = dataclasses.replace(some[1], cost=Cost(99, 99, 99), needs=Needs(99, 99, 99.0))
+    rows = [row._replace(candidate=dearer) if row.candidate.id == "c02" else row for row in rows]
+    assert select(rows, confidence=0.95, rule="cheapest_tied", metric=metric).chosen != "c02"
+
+
+def test_seconds_of_training_are_a_metric_too() -> None:
+    rows = of_three(80, 79, 78)
+    slow = dataclasses.replace(rows[-1].outcome.result, train_seconds=9.0)  # type: ignore[type-var]
+    rows[-1] = rows[-1]._replace(outcome=rows[-1].outcome._replace(result=slow))
+    # c01 and c02 take 1.5 s each, of which c01 has the better mean; c03 4 s in the mean
+    assert select(rows, confidence=0.95, rule="cheapest_tied", metric="train_seconds").chosen == "c01"
+
+
+def test_a_network_too_large_to_be_timed_is_not_the_cheapest() -> None:
+    rows = of_three(80, 79, 78, latencies=(3.0, 2.0, None))
+    assert select(rows, confidence=0.95, rule="cheapest_tied", metric="latency_ms").chosen == "c02"
+    with pytest.raises(ValueError, match=r"selection\.metric is 'latency_ms'.*no candidate.*selection\.metric=macs"):
+        select(of_three(80, 79, 78, latencies=(None,) * 3), confidence=0.95, metric="latency_ms")
+
+
+def test_a_metric_or_a_rule_that_nobody_knows_is_refused_with_those_that_are_known() -> None:
+    rows = [trained(CANDIDATES[0], seed, first(50)) for seed in range(2)]
+    with pytest.raises(
+        ValueError, match=r"'latency_ms', which candidates do not have; they have product, macs, .*train"
+    ):
+        select(rows, confidence=0.95, metric="latency_ms")
+    with pytest.raises(ValueError, match=r"rule is 'worst'; it must be best or cheapest_tied"):
+        select(rows, confidence=0.95, rule="worst")
+
+
+def test_the_rules_are_those_of_the_configuration() -> None:
+    from scalesearch.config import Selection
+
+    for rule in ("best", "cheapest_tied"):
+        Selection(rule, "macs")
+    with pytest.raises(ValueError, match=r"selection\.rule is 'cheapest_tie'; did you mean 'cheapest_tied'"):
+        Selection("cheapest_tie", "macs")
+    with pytest.raises(ValueError, match=r"selection\.metric is 'flops' .known: macs, .*train_seconds"):
+        Selection("best", "flops")
+
+
+# --- what would separate the first two --------------------------------------------------------------------------------
+
+
+def drawn(
+    chance: np.random.Generator, accuracies: Sequence[float], *, seeds: int, images: int, seed_sd: float
+) -> dict[str, dict[int, Any]]:
+    """Networks that have each image right by chance alone: the images are uncertain by nothing that seeds leave."""
+    return {
+        c.id: {s: chance.random(images) < accuracy + chance.normal(0, seed_sd) for s in range(seeds)}
+        for c, accuracy in zip(CANDIDATES, accuracies, strict=False)
+    }
+
+
+def test_so_many_more_seeds_separate_half_of_the_time() -> None:
+    chance, images, seed_sd, seeds = np.random.default_rng(31), 1000, 0.01, 3
+    accuracies = [0.80, 0.79, 0.78, 0.78, 0.78, 0.78]
+    deviation = math.sqrt(seed_sd**2 + 0.8 * 0.2 / images)
+    part = 2 * deviation**2 / seeds
+    pairs = Pairs(drawn(chance, accuracies, seeds=seeds, images=images, seed_sd=seed_sd))
+    truth = Comparison(0.01, math.sqrt(part), 10, seeds, images, part, 0.0)
+    more, needed, reason = pairs.seeds_to_separate(truth, confidence=0.95, comparisons=1)
+    assert (needed, reason) == (None, "more seeds")
+    assert more is not None
+    assert 8 <= more <= 16  # 2 * 0.0161^2 / 0.01^2 * 1.66^2 is 14.4 seeds
+
+    def separated(number: int) -> float:
+        found = []
+        for _ in range(150):
+            finished = drawn(chance, accuracies, seeds=number, images=images, seed_sd=seed_sd)
+            found.append(Pairs(finished).compare(finished["c01"], finished["c02"]).p_value() <= 0.05)
+        return float(np.mean(found))
+
+    assert 0.35 <= separated(seeds + more) <= 0.65
+    assert separated(seeds) < 0.3
+
+
+def test_where_images_are_what_is_uncertain_it_takes_more_images() -> None:
+    one, other = np.arange(100) < 60, np.arange(100) >= 45  # 60 and 55 right, different ones
+
+    def choice(times: int) -> Choice:
+        rows = [trained(CANDIDATES[0], seed, np.tile(one, times)) for seed in range(3)]
+        return select(
+            rows + [trained(CANDIDATES[1], seed, np.tile(other, times)) for seed in range(3)], confidence=0.95
+        )
+
+    separation = choice(1).separation
+    assert separation is not None
+    assert (separation.first, separation.second, separation.seeds) == ("c01", "c02", None)
+    assert separation.images is not None
+    assert "more validation images" in separation.reason
+    variance = float((one.astype(float) - other).var(ddof=1))
+    assert separation.images == math.floor(variance * 1.6448536**2 / 0.05**2) + 1
+    fewer, enough = separation.images // 100, separation.images // 100 + 2
+    assert choice(fewer).tied == ("c02",)
+    assert choice(enough).tied == ()
+    apart = choice(enough).separation
+    assert apart is not None
+    assert (apart.seeds, apart.reason) == (0, "they are apart already")
+
+
+@pytest.mark.parametrize(
+    ("counts", "seeds", "reason"),
+    [
+        ((80, 70), ((0,), (0,)), "one seed says nothing"),
+        ((80, 70), ((0, 1), (2, 3)), "they share no seed"),
+        ((80, 80), ((0, 1), (0, 1)), "the second one is as good"),
+    ],
+)
+def test_what_cannot_be_known_of_a_separation_has_its_reason(
+    counts: tuple[int, int], seeds: tuple[tuple[int, ...], ...], reason: str
+) -> None:
+    rows = [
+        trained(c, seed, first(count + (3 if (seed + i) % 2 else -3)))
+        for i, (c, count, mine) in enumerate(zip(CANDIDATES, counts, seeds, strict=False))
+        for seed in mine
+    ]
+    separation = select(rows, confidence=0.95).separation
+    assert separation is not None
+    assert (separation.seeds, separation.images) == (None, None)
+    assert reason in separation.reason
+
+
+def test_a_lone_candidate_needs_no_separation() -> None:
+    choice = select([trained(CANDIDATES[0], seed, first(50 + seed)) for seed in range(2)], confidence=0.95)
+    assert choice.separation is None
+    assert choice.cost_effect is None
+
+
+# --- cost -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.02])
+def test_the_interval_of_the_slope_covers_a_planted_one_at_its_rate(slope: float) -> None:
+    chance, inside, shown = np.random.default_rng(41), [], []
+    for _ in range(1000):
+        macs = {f"c{i:02d}": 2e6 * 2 ** chance.uniform(-0.15, 0.15) for i in range(9)}
+        means = {name: 0.8 + slope * math.log2(value / 2e6) + chance.normal(0, 0.002) for name, value in macs.items()}
+        effect = cost_effect(macs, means, chosen="c00", confidence=0.95)
+        assert effect is not None
+        inside.append(effect.low <= slope <= effect.high)
+        shown.append(effect.shown)
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.02)
+    assert np.mean(shown) < 0.08 if slope == 0 else np.mean(shown) > 0.5
+
+
+def of_cost(*ratios: float) -> list[Candidate]:
+    base = 1_000_000
+    return [
+        dataclasses.replace(c, cost=Cost(round(base * ratio), 10, 10), ratio=round(base * ratio) / base)
+        for c, ratio in zip(CANDIDATES, ratios, strict=False)
+    ]
+
+
+def test_what_the_cost_explains_is_taken_off_the_means() -> None:
+    # 2 points a doubling, exactly, and one candidate that has 1 point more than it pays for
+    ratios = [2 * 2 ** (k / 10) for k in (-2, -1, 0, 1, 2)]
+    counts = [round(10_000 * (0.80 + 0.02 * math.log2(ratio / 2))) for ratio in ratios]
+    rows = [
+        trained(c, seed, first(n, 10_000)) for c, n in zip(of_cost(*ratios), counts, strict=True) for seed in (0, 1)
+    ]
+    exact = select(rows, confidence=0.95, macs_ratio=2)
+    assert exact.cost_effect is not None
+    assert exact.cost_effect.slope == pytest.approx(0.02, rel=0.01)
+    assert exact.cost_effect.share == pytest.approx(1, abs=1e-3)
+    assert exact.cost_effect.shown
+    assert exact.cost_effect.dearest
+    assert exact.chosen == "c05"
+    assert exact.candidates["val_accuracy_corrected"].tolist() == pytest.approx([0.80] * 5, abs=1e-4)
+
+    counts[1] += 60
+    rows = [
+        trained(c, seed, first(n, 10_000)) for c, n in zip(of_cost(*ratios), counts, strict=True) for seed in (0, 1)
+    ]
+    choice = select([*rows, trained(ONE_TIMES, 0, first(7000, 10_000))], confidence=0.95, macs_ratio=2)
+    table = choice.candidates.set_index("candidate")
+    assert table.loc["c02", "rank_corrected"] == 1
+    assert sorted(table["rank_corrected"].dropna()) == [1, 2, 3, 4, 5]
+    assert choice.cost_effect is not None
+    assert choice.cost_effect.order[0] == "c02"
+    assert math.isnan(table.loc[BASELINE, "val_accuracy_corrected"])
+    assert pd.isna(table.loc[BASELINE, "rank_corrected"])
+    by_slope = table["val_accuracy_mean"] - choice.cost_effect.slope * np.log2(table["macs_ratio"] / 2)
+    pd.testing.assert_series_equal(
+        by_slope.drop(BASELINE), table["val_accuracy_corrected"].drop(BASELINE), check_names=False
+    )
+
+
+@pytest.mark.parametrize("ratios", [(1.9, 2.1), (2.0, 2.0, 2.0, 2.0)])
+def test_of_two_candidates_or_of_one_cost_no_slope_is_given(ratios: tuple[float, ...]) -> None:
+    some = of_cost(*ratios)
+    choice = select([trained(c, s, first(50 + i + s)) for i, c in enumerate(some) for s in (0, 1)], confidence=0.95)
+    assert choice.cost_effect is None
+    assert choice.candidates["val_accuracy_corrected"].isna().all()
+    assert choice.candidates["rank_corrected"].isna().all()
+
+
+def test_equal_means_are_explained_by_nothing() -> None:
+    rows = [trained(c, s, first(50)) for c in of_cost(1.9, 2.0, 2.1) for s in (0, 1)]
+    effect = select(rows, confidence=0.95).cost_effect
+    assert effect is not None
+    assert effect.slope == 0
+    assert math.isnan(effect.share)
+    assert not effect.shown
+
+
+def test_the_interval_of_a_difference_covers_it_and_those_of_many_cover_all() -> None:
+    chance, alone, together = np.random.default_rng(51), [], []
+    accuracies = [0.80, 0.79, 0.78, 0.80]
+    for _ in range(400):
+        finished = drawn(chance, accuracies, seeds=3, images=500, seed_sd=0.01)
+        pairs, others = Pairs(finished), ["c02", "c03", "c04"]
+        truth = {name: 0.80 - accuracy for name, accuracy in zip(("c01", *others), accuracies, strict=True)}
+
+        def covered(number: int, pairs: Pairs = pairs, finished: Any = finished, truth: Any = truth) -> list[bool]:
+            bounds = {
+                n: pairs.compare(finished["c01"], finished[n]).interval(0.9, pairs=number) for n in truth if n != "c01"
+            }
+            return [low <= truth[name] <= high for name, (low, high) in bounds.items()]
+
+        alone += covered(1)
+        together.append(all(covered(3)))
+    assert np.mean(alone) == pytest.approx(0.9, abs=0.03)
+    assert np.mean(together) >= 0.88

@@ -342,11 +342,27 @@ def test_every_field_of_a_recipe_changes_the_key_and_the_training(field: str, re
         assert result.curve != reference.curve
 
 
+def test_a_part_of_an_epoch_is_a_complete_schedule_of_its_first_batches(data: Data) -> None:
+    half, whole = (train(TINY, change(epochs=epochs), data, seed=0, device="cpu") for epochs in (0.5, 1))
+    images = [result.images_per_second * result.train_seconds for result in (half, whole)]
+    batches = [round(number / change().batch_size) for number in images]
+    assert batches[0] == round(batches[1] / 2) < batches[1]
+    last_step = change().learning_rate / batches[0] / (1 - change().warmup)  # of its own way down, to zero
+    assert half.curve[0]["learning_rate"] == pytest.approx(last_step)
+    longer = train(TINY, change(epochs=1.5), data, seed=0, device="cpu")
+    assert [row["epoch"] for row in longer.curve] == [1, 2]
+
+
+def test_whole_epochs_have_one_spelling() -> None:
+    assert json.dumps(dataclasses.asdict(change(epochs=2.0))) == json.dumps(dataclasses.asdict(change(epochs=2)))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"epochs": 0},
-        {"epochs": 1.0},
+        {"epochs": 0.001},
+        {"epochs": "1"},
         {"epochs": True},
         {"batch_size": 1},
         {"learning_rate": 0},

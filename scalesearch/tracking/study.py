@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from scalesearch.data import Data
 from scalesearch.ledger import write_atomic
-from scalesearch.search import BASELINE, Candidate, Trained
+from scalesearch.search import BASELINE, Candidate, Stopped, Trained
 from scalesearch.tracking.tracker import Status, Tracker
-from scalesearch.training import environment
+from scalesearch.training import Result, environment
 
 if TYPE_CHECKING:
     from scalesearch.selection import Choice
@@ -30,6 +30,7 @@ class StudyLog:
     Args:
         tracker: of the study; closed at the end.
         params: of the command's run.
+        epochs: of a whole training; a shorter one is a complete shorter schedule, and no result of its candidate.
         summary: its note, plain text.
         source: where the data came from.
     """
@@ -41,15 +42,17 @@ class StudyLog:
         study: str,
         directory: Path,
         seeds: int,
+        epochs: float,
         params: Mapping[str, object],
         summary: str,
         data: Data,
         source: str,
     ) -> None:
-        self._tracker, self._study, self._directory, self._seeds = tracker, study, directory, seeds
+        self._tracker, self._study, self._directory, self._epochs = tracker, study, directory, epochs
         self._parent = f"run:{datetime.now(UTC).isoformat()}"
-        self._best = 0.0
+        self._known: set[str] = set()
         self._begun: set[str] = set()
+        self._results: dict[str, list[Result]] = {}
         self._open = True
         tracker.start_run(
             self._parent,
@@ -83,17 +86,19 @@ class StudyLog:
             self._tracker.close(timeout=5)
 
     def trained(self, one: Trained, so_far: Sequence[Trained]) -> None:
-        """A seed has come back: log it, and its candidate when that was the last one."""
+        """A seed has come back: log it, and what it makes of its candidate's mean and of the best one."""
         candidate, outcome = one
         child = f"{self._parent}:{candidate.id}"
-        if candidate.id not in self._begun:
+        if candidate.id not in self._known:
             self._begin(candidate)
-        grandchild = f"{child}:seed{outcome.evaluation.seed}"
+        epochs = outcome.evaluation.recipe.epochs
+        short = "" if epochs == self._epochs else f" of {epochs:g} epochs"
+        grandchild = f"{child}:seed{outcome.evaluation.seed}{short}"
         self._tracker.start_run(
             grandchild,
-            name=f"{candidate.id} seed {outcome.evaluation.seed}",
+            name=f"{candidate.id} seed {outcome.evaluation.seed}{short}",
             parent=child,
-            params={"seed": outcome.evaluation.seed},
+            params={"seed": outcome.evaluation.seed, "epochs": epochs},
             tags={"key": outcome.evaluation.key, "reused": outcome.reused, "reason": outcome.reason},
         )
         if outcome.result is not None:
@@ -102,9 +107,20 @@ class StudyLog:
             names = ("val_accuracy", "val_loss", "train_seconds", "images_per_second")
             self._tracker.log_metrics(grandchild, {name: getattr(result, name) for name in names})
         self._tracker.end_run(grandchild, "FAILED" if outcome.result is None else "FINISHED")
-        mine = [t.outcome.result for t in so_far if t.candidate.id == candidate.id]
-        if len(mine) == self._seeds:
-            self._end(candidate, [result for result in mine if result is not None], step=len(so_far))
+        if outcome.result is None or short:
+            return
+        whole = self._results.setdefault(candidate.id, [])
+        whole.append(outcome.result)
+        self._tracker.log_metrics(child, {"val_accuracy": _mean(whole)}, step=len(whole))
+        means = [_mean(results) for name, results in self._results.items() if name != BASELINE]
+        if means:
+            self._tracker.log_metrics(self._parent, {"best_so_far": max(means)}, step=len(so_far))
+
+    def stopped(self, one: Stopped) -> None:
+        """The strategy has taken a candidate out: its run ends, with the reason as a tag."""
+        if one.candidate.id in self._begun:
+            self._tracker.set_tags(f"{self._parent}:{one.candidate.id}", {"stopped": one.reason})
+            self._end(one.candidate.id)
 
     def finished(
         self, answer: Mapping[str, Any], chosen: Candidate, choice: Choice, *, files: Sequence[Path], weights: Path
@@ -113,6 +129,8 @@ class StudyLog:
 
         Returns one sentence where MLflow has not got all of it yet, else None.
         """
+        for name in sorted(self._begun):
+            self._end(name)
         tested = {chosen.id: answer["test_accuracy"]["chosen"], BASELINE: answer["test_accuracy"]["baseline"]}
         for name, test in tested.items():
             if test["mean"] is not None:
@@ -140,6 +158,7 @@ class StudyLog:
 
     def _begin(self, candidate: Candidate) -> None:
         self._begun.add(candidate.id)
+        self._known.add(candidate.id)
         child, coefficients = f"{self._parent}:{candidate.id}", candidate.coefficients
         self._tracker.start_run(
             child,
@@ -158,21 +177,17 @@ class StudyLog:
         )
         self._tracker.log_metrics(child, _costs(candidate))
 
-    def _end(self, candidate: Candidate, results: Sequence[Any], *, step: int) -> None:
-        self._begun.discard(candidate.id)
-        child = f"{self._parent}:{candidate.id}"
+    def _end(self, name: str) -> None:
+        self._begun.discard(name)
+        child, results = f"{self._parent}:{name}", self._results.get(name, [])
         if results:
-            accuracies = [result.val_accuracy for result in results]
             metrics = {
-                "val_accuracy": statistics.fmean(accuracies),
+                "val_accuracy": _mean(results),
                 "train_seconds": sum(result.train_seconds for result in results),
             }
-            if len(accuracies) > 1:
-                metrics["val_accuracy_std"] = statistics.stdev(accuracies)
-            self._tracker.log_metrics(child, metrics)
-            if candidate.id != BASELINE:
-                self._best = max(self._best, metrics["val_accuracy"])
-                self._tracker.log_metrics(self._parent, {"best_so_far": self._best}, step=step)
+            if len(results) > 1:
+                metrics["val_accuracy_std"] = statistics.stdev(result.val_accuracy for result in results)
+            self._tracker.log_metrics(child, metrics, step=len(results))
         self._tracker.end_run(child, "FINISHED" if results else "FAILED")
 
     def _log_model(self, chosen: Candidate, weights: Path) -> None:
@@ -188,6 +203,10 @@ class StudyLog:
             input_shape=(network.in_channels, network.resolution, network.resolution),
             output_shape=(network.num_classes,),
         )
+
+
+def _mean(results: Sequence[Result]) -> float:
+    return statistics.fmean(result.val_accuracy for result in results)
 
 
 def _costs(candidate: Candidate) -> dict[str, float]:

@@ -1,0 +1,34 @@
+"""The search at phi = 1: what may be trained (`plan`), what is trained next (`strategies`), and doing it (`trials`)."""
+
+from scalesearch.search.plan import BASELINE, Axis, Candidate, Grid, Plan, Real, candidates, measured
+from scalesearch.search.replay import Recorded, Replayed, replay
+from scalesearch.search.strategies import STRATEGIES, Problem, Request, Seen, Step, Stop, Strategy
+from scalesearch.search.trials import Stopped, Trained, carry_out, possible, problem, shortened, sqlite
+
+__all__ = [
+    "BASELINE",
+    "STRATEGIES",
+    "Axis",
+    "Candidate",
+    "Grid",
+    "Plan",
+    "Problem",
+    "Real",
+    "Recorded",
+    "Replayed",
+    "Request",
+    "Seen",
+    "Step",
+    "Stop",
+    "Stopped",
+    "Strategy",
+    "Trained",
+    "candidates",
+    "carry_out",
+    "measured",
+    "possible",
+    "problem",
+    "replay",
+    "shortened",
+    "sqlite",
+]

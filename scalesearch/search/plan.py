@@ -1,0 +1,220 @@
+"""What a search may train (arXiv:1905.11946, section 3.3, step 1): networks that meet the budget.
+
+`candidates` are the points of the grid that meet alpha * beta^2 * gamma^2 ~ 2, scaled, counted, held to the budget, and
+merged where they are the same network; `solved` are those of alpha and beta, with the gamma that meets the budget.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import math
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import partial
+from typing import NamedTuple
+
+from scalesearch.budget import Budget, Limits, Meter, Needs
+from scalesearch.cost import Cost, cost
+from scalesearch.model import identity
+from scalesearch.network import AnyNetwork
+from scalesearch.scaling import Coefficients, Rounding, patch_of, scale
+
+BASELINE = "baseline"  # the id of the 1x network in every table
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values of one coefficient: `start` to `stop` by `step`, exact decimals, `stop` included where it is hit."""
+
+    start: Decimal
+    stop: Decimal
+    step: Decimal
+
+    def values(self) -> list[Decimal]:
+        return [self.start + self.step * index for index in range(int((self.stop - self.start) / self.step) + 1)]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Points (alpha, beta, gamma); their product must be nearer to `product` than `product_tolerance`.
+
+    In exact decimals: (1.9, 1, 1) is 0.1 from 2 and therefore out at a tolerance of 0.1, whatever binary floats say.
+    """
+
+    alpha: Axis
+    beta: Axis
+    gamma: Axis
+    product: Decimal
+    product_tolerance: Decimal
+
+    def points(self) -> list[tuple[Decimal, Decimal, Decimal]]:
+        return [
+            (alpha, beta, gamma)
+            for alpha in self.alpha.values()
+            for beta in self.beta.values()
+            for gamma in self.gamma.values()
+        ]
+
+    def admits(self, alpha: Decimal, beta: Decimal, gamma: Decimal) -> bool:
+        return abs(alpha * beta**2 * gamma**2 - self.product) < self.product_tolerance
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that meets both constraints, with all triples that round to it.
+
+    `triples` starts with the one whose product is nearest to the grid's: it stands for the others.
+    `ratio` is the counted cost over the 1x network's; `needs` are None where nobody asked for them.
+    """
+
+    id: str
+    triples: tuple[Coefficients, ...]
+    network: AnyNetwork
+    cost: Cost
+    ratio: float
+    needs: Needs | None = None
+
+    @property
+    def coefficients(self) -> Coefficients:
+        return self.triples[0]
+
+    def sizes(self) -> dict[str, float]:
+        """Nominal product, counted costs, needs, `depth` in blocks and `resolution` in px: what every table says."""
+        return {
+            "product": round(self.coefficients.product, 6),
+            "macs": self.cost.macs,
+            "macs_ratio": self.ratio,
+            "params": self.cost.params,
+            "activations": self.cost.activations,
+            **(self.needs._asdict() if self.needs else {}),
+            "depth": self.network.depth,
+            "resolution": self.network.resolution,
+        }
+
+
+class Plan(NamedTuple):
+    """The candidates, and what became of the other points of the grid, counted by rule.
+
+    What to tell somebody whose constraints nothing meets: `nearest` are the points that came nearest to the budget,
+    (coefficients, ratio), and `excess` those that met it but not the limits, (coefficients, share, metric), each best
+    first.
+    """
+
+    baseline: Candidate
+    points: int
+    dropped: dict[str, int]
+    candidates: list[Candidate]
+    nearest: list[tuple[Coefficients, float]]
+    excess: list[tuple[Coefficients, float, str]]
+
+
+class Real(NamedTuple):
+    """The network that a proxy stands for, with the rounding of its family, and what its variants may need."""
+
+    network: AnyNetwork
+    rounding: Rounding
+    limits: Limits
+    meter: Meter
+
+    def most(self, coefficients: Coefficients) -> tuple[float, str]:
+        """The variant at phi = 1 for these coefficients: the share of a limit that it needs, as `Limits.most`."""
+        try:
+            return self.limits.most(scale(self.network, coefficients, 1, rounding=self.rounding), self.meter)
+        except ValueError:  # it cannot be
+            return math.inf, next(iter(self.limits.given()))
+
+
+def candidates(
+    network: AnyNetwork,
+    grid: Grid,
+    budget: Budget,
+    rounding: Rounding,
+    *,
+    real: Real | None = None,
+    solve_gamma: bool = False,
+) -> Plan:
+    """The plan for a network: nothing is trained, each point costs a fraction of a millisecond.
+
+    A triple is dropped too where the variant of `real` exceeds a limit; finding that out may take longer.
+    solve_gamma: the points are those of alpha and beta, each with the gamma between the ends of its axis whose
+        counted cost is nearest to the budget; the product is then not asked for.
+    """
+    base = cost(network)
+    points = grid.points()
+    if solve_gamma:
+        points = _solved(network, grid, budget, rounding)
+    dropped = {"product": 0, "impossible": 0, "budget": 0, "limits": 0}
+    merged: dict[str, tuple[AnyNetwork, list[Coefficients]]] = {}
+    nearest: list[tuple[Coefficients, float]] = []
+    excess: list[tuple[Coefficients, float, str]] = []
+    for point in points:
+        if not solve_gamma and not grid.admits(*point):
+            dropped["product"] += 1
+            continue
+        coefficients = Coefficients(*(float(value) for value in point))
+        try:
+            scaled = scale(network, coefficients, 1, rounding=rounding)
+            ratio = cost(scaled).macs / base.macs
+        except ValueError:  # a resolution below the total stride, say
+            dropped["impossible"] += 1
+            continue
+        nearest.append((coefficients, ratio))
+        if not budget.admits(ratio):
+            dropped["budget"] += 1
+            continue
+        if real is not None and real.limits.given():
+            share, metric = real.most(coefficients)
+            if share > 1:
+                dropped["limits"] += 1
+                excess.append((coefficients, share, metric))
+                continue
+        merged.setdefault(json.dumps(identity(scaled)), (scaled, []))[1].append(coefficients)
+
+    product = float(grid.product)
+    width = max(2, len(str(len(merged))))
+    chosen = []
+    for index, (scaled, triples) in enumerate(merged.values(), start=1):
+        triples.sort(key=lambda triple: (round(abs(triple.product - product), 9), triple.alpha, triple.beta))
+        counted = cost(scaled)
+        chosen.append(Candidate(f"c{index:0{width}d}", tuple(triples), scaled, counted, counted.macs / base.macs))
+    nearest.sort(key=lambda pair: abs(math.log(pair[1] / budget.macs_ratio)))
+    excess.sort(key=lambda one: one[1])
+    baseline = Candidate(BASELINE, (Coefficients(1.0, 1.0, 1.0),), network, base, 1.0)
+    return Plan(baseline, len(points), dropped, chosen, nearest[:5], excess[:5])
+
+
+def _solved(
+    network: AnyNetwork, grid: Grid, budget: Budget, rounding: Rounding
+) -> list[tuple[Decimal, Decimal, Decimal]]:
+    """(alpha, beta, gamma) for every alpha and beta; gamma is the ratio of a whole resolution to the 1x network's."""
+    base, step = network.resolution, math.lcm(rounding.resolution_multiple, patch_of(network))
+    low, high = (math.ceil(base * end / step) for end in (grid.gamma.start, grid.gamma.stop))
+    gammas = [float(grid.gamma.start), *(size * step / base for size in range(low, high + 1))]
+    gammas = sorted({gamma for gamma in gammas if grid.gamma.start <= gamma <= grid.gamma.stop})
+    baseline_macs = cost(network).macs
+
+    def ratio(alpha: Decimal, beta: Decimal, gamma: float) -> float:
+        try:
+            scaled = scale(network, Coefficients(float(alpha), float(beta), gamma), 1, rounding=rounding)
+            return cost(scaled).macs / baseline_macs
+        except ValueError:  # fewer pixels than the total stride, say
+            return 0.0
+
+    found = []
+    for alpha in grid.alpha.values():
+        for beta in grid.beta.values():
+            of = partial(ratio, alpha, beta)
+            place = bisect.bisect_left(gammas, budget.macs_ratio, key=of)
+            near = gammas[max(0, place - 1) : place + 1]
+            best = min(near, key=lambda gamma, of=of: abs(of(gamma) - budget.macs_ratio))  # type: ignore[misc]
+            found.append((alpha, beta, Decimal(repr(best))))
+    return found
+
+
+def measured(plan: Plan, meter: Meter) -> Plan:
+    """The plan with what its networks need in memory and time; for a proxy that takes a tenth of a second each."""
+    baseline, *others = (
+        replace(candidate, needs=meter.needs(candidate.network)) for candidate in (plan.baseline, *plan.candidates)
+    )
+    return plan._replace(baseline=baseline, candidates=others)

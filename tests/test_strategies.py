@@ -1,0 +1,385 @@
+"""Strategies: on planted scores through the real path, on recorded trainings, and their rules one by one."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import optuna
+import pytest
+from conftest import CONF
+
+from scalesearch import search
+from scalesearch.config import load_experiment
+from scalesearch.data import DataSpec
+from scalesearch.evaluation import Evaluator
+from scalesearch.ledger import Ledger
+from scalesearch.search import (
+    BASELINE,
+    Plan,
+    Problem,
+    Recorded,
+    Request,
+    Seen,
+    Stop,
+    Stopped,
+    Strategy,
+    Trained,
+    replay,
+)
+from scalesearch.selection import Choice, select
+from scalesearch.training import Recipe, Result
+
+pytestmark = pytest.mark.filterwarnings("ignore:The 'greenlet' package:UserWarning")
+
+SHIPPED = sorted(path.stem for path in (CONF / "search").glob("*.yaml"))
+NOISE = 0.004  # between seeds, as a proxy of the default search has it
+IMAGES = 4000
+
+
+def strategy_of(name: str, *overrides: str) -> Strategy:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return load_experiment(hydra.compose("run", [f"search={name}", *overrides])).search.strategy
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        experiment = load_experiment(hydra.compose("run", ["baseline=preresnet20"]))
+    network, rounding = experiment.proxy_network
+    return search.candidates(network, experiment.grid, experiment.budget, rounding)
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return load_experiment(hydra.compose("run")).recipe
+
+
+class Planted:
+    """An executor that makes a score up: the candidate's own, with noise of its seed; trainings end in any order."""
+
+    def __init__(self, plan: Plan, recipe: Recipe, accuracies: Sequence[float], *, slots: int = 3, chance: int = 0):
+        self.slots = slots
+        self._accuracies = {c.network.table()["resolution"]: 0 for c in plan.candidates}
+        self._known = {str(c.network.table()): a for c, a in zip(plan.candidates, accuracies, strict=True)}
+        self._epochs, self._chance = recipe.epochs, chance
+        self._threads = ThreadPoolExecutor(slots)
+        self._delays = random.Random(chance)
+        self.trained: list[tuple[str, int, float]] = []
+
+    def submit(self, _: object, specification: dict[str, Any]) -> Future[dict[str, Any]]:
+        delay = self._delays.random() * 0.004
+        return self._threads.submit(self._train, specification, delay)
+
+    def _train(self, specification: dict[str, Any], delay: float) -> dict[str, Any]:
+        time.sleep(delay)
+        table, seed = str(specification["network"]), specification["seed"]
+        share = specification["recipe"]["epochs"] / self._epochs
+        self.trained.append((table, seed, share))
+        rng = np.random.default_rng([self._chance, seed, abs(hash(table)) % 2**32])
+        shared = np.random.default_rng([self._chance, seed]).normal(0, NOISE / 2)  # what a seed does to all networks
+        accuracy = self._known.get(table, 0.80) + rng.normal(0, NOISE) + shared - 0.05 * (1 - share)
+        right = np.random.default_rng([self._chance, 7]).random(IMAGES) < accuracy  # images are easy or hard for all
+        result = Result(
+            val_accuracy=float(right.mean()),
+            val_loss=1.0,
+            correct=right,
+            curve=({"epoch": 1, "train_loss": 1.0, "learning_rate": 0.1},),
+            train_seconds=1.0,
+            images_per_second=1.0,
+        )
+        return {"result": result.to_json(), "environment": {}}
+
+
+def found(
+    name: str, plan: Plan, recipe: Recipe, accuracies: Sequence[float], place: Path, *, chance: int = 0, slots: int = 3
+) -> tuple[Choice, list[Trained], dict[str, str]]:
+    """The real search with planted scores: strategy, evaluator, ledger, Optuna, selection."""
+    executor = Planted(plan, recipe, accuracies, chance=chance, slots=slots)
+    trained, stopped = [], {}
+    for one in search.carry_out(
+        plan,
+        SPACE,
+        strategy=strategy_of(name),
+        seeds=4,
+        recipe=recipe,
+        data="0" * 64,
+        init=None,
+        evaluator=Evaluator(Ledger(place), executor, DataSpec("digits", num_train=100, num_val=100)),  # type: ignore[arg-type]
+        storage=f"sqlite:///{place / 'optuna.db'}",
+        study="planted",
+    ):
+        if isinstance(one, Stopped):
+            stopped[one.candidate.id] = one.reason
+        else:
+            trained.append(one)
+    whole = [one for one in trained if one.outcome.evaluation.recipe == recipe]
+    contenders = {one.candidate.id for one in whole} - {BASELINE} - stopped.keys()
+    return select(whole, confidence=0.95, contenders=sorted(contenders)), trained, stopped
+
+
+with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    SPACE = load_experiment(hydra.compose("run")).grid
+
+
+def planted(plan: Plan, best: int, lead: float) -> list[float]:
+    return [0.86 + (lead if place == best else -0.002 * (place % 3)) for place in range(len(plan.candidates))]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_planted_optimum_is_found(name: str, plan: Plan, recipe: Recipe, tmp_path: Path) -> None:
+    """Five noise deviations ahead: every strategy must find it each time, but a sampler that never proposed it."""
+    best = 4
+    choice, trained, stopped = found(name, plan, recipe, planted(plan, best, 5 * NOISE), tmp_path)
+    target = plan.candidates[best].id
+    if name in ("tpe", "gp") and target not in {one.candidate.id for one in trained}:
+        assert stopped[target] == "never proposed"
+        return
+    assert choice.chosen == target
+    assert target not in stopped
+
+
+@pytest.mark.parametrize("name", ["grid", "race"])
+def test_a_planted_tie_is_reported_as_a_tie(name: str, plan: Plan, recipe: Recipe, tmp_path: Path) -> None:
+    accuracies = planted(plan, 4, 0.02)
+    accuracies[7] = accuracies[4]
+    choice, _, _ = found(name, plan, recipe, accuracies, tmp_path)
+    leaders = {plan.candidates[place].id for place in (4, 7)}
+    assert choice.chosen in leaders
+    assert set(choice.tied) >= leaders - {choice.chosen}
+    assert len(choice.tied) < len(plan.candidates) - 1
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_order_in_which_trainings_end_changes_nothing(
+    name: str, plan: Plan, recipe: Recipe, tmp_path: Path
+) -> None:
+    accuracies = planted(plan, 4, NOISE)
+    seen = []
+    for number, slots in enumerate((1, 2, 4)):
+        place = tmp_path / str(number)
+        place.mkdir()
+        choice, trained, stopped = found(name, plan, recipe, accuracies, place, slots=slots)
+        done = sorted((t.candidate.id, t.outcome.evaluation.seed, t.outcome.evaluation.recipe.epochs) for t in trained)
+        seen.append((choice.chosen, choice.tied, done, stopped))
+    assert seen[0] == seen[1] == seen[2]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_search_that_is_repeated_trains_nothing_and_shows_the_same(
+    name: str, plan: Plan, recipe: Recipe, tmp_path: Path
+) -> None:
+    accuracies = planted(plan, 2, NOISE)
+    first = found(name, plan, recipe, accuracies, tmp_path)
+    shown = trials(tmp_path)
+    again = found(name, plan, recipe, accuracies, tmp_path)
+    assert all(one.outcome.reused for one in again[1])
+    assert (again[0].chosen, again[0].tied, again[2]) == (first[0].chosen, first[0].tied, first[2])
+    assert trials(tmp_path) == shown
+
+
+def trials(place: Path) -> list[tuple[Any, ...]]:
+    study = optuna.load_study(study_name="planted", storage=f"sqlite:///{place / 'optuna.db'}")
+    return [(t.user_attrs["candidate"], t.state.name, t.value, t.intermediate_values) for t in study.trials]
+
+
+def test_optuna_shows_a_trial_a_candidate_with_its_trainings_and_prunes_the_stopped(
+    plan: Plan, recipe: Recipe, tmp_path: Path
+) -> None:
+    choice, trained, stopped = found("race", plan, recipe, planted(plan, 4, 8 * NOISE), tmp_path)
+    assert stopped, "nothing was stopped, so this shows nothing"
+    shown = {name: (state, value, steps) for name, state, value, steps in trials(tmp_path)}
+    assert shown.keys() == {candidate.id for candidate in plan.candidates}
+    assert {name for name, (state, *_) in shown.items() if state == "PRUNED"} == stopped.keys()
+    assert {state for state, *_ in shown.values()} == {"PRUNED", "COMPLETE"}
+    for name, (state, value, steps) in shown.items():
+        mine = sorted(
+            t.outcome.result.val_accuracy for t in trained if t.candidate.id == name and t.outcome.result is not None
+        )
+        assert sorted(steps.values()) == pytest.approx(mine)
+        assert list(steps) == list(range(len(mine)))
+        if state == "COMPLETE":
+            assert value == pytest.approx(np.mean(mine))
+    assert shown[choice.chosen][0] == "COMPLETE"
+
+
+# The rules
+
+
+def answers(strategy: Strategy, problem: Problem, score: Callable[[Request], float | None]) -> Iterator[Request | Stop]:
+    """Every step, with scores shown at once."""
+    seen, waiting = Seen(), list[Request]()
+    for step in strategy.steps(problem, seen):
+        if step is None:
+            assert waiting, "it waits for nothing"
+            seen.show(waiting[0], score(waiting.pop(0)))
+            continue
+        yield step
+        if isinstance(step, Request):
+            seen.show(step, score(step))
+
+
+def line(size: int, seeds: int = 4) -> Problem:
+    return Problem((100,) * size, tuple(((1 + place / 10, 1.0),) for place in range(size)), seeds)
+
+
+def noisy(request: Request) -> float:
+    chance = np.random.default_rng([request.candidate, request.seed])
+    return 0.8 + 0.01 * request.candidate + chance.normal(0, 0.003)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("size", [1, 2, 11])
+def test_no_training_is_asked_for_twice_and_none_that_is_not_possible(name: str, size: int) -> None:
+    strategy, problem = strategy_of(name), line(size)
+    requests = [step for step in answers(strategy, problem, noisy) if isinstance(step, Request)]
+    assert len(set(requests)) == len(requests) > 0
+    allowed = strategy.possible(problem)
+    assert all(any(r.seed < count and r.share == share for count, share in allowed) for r in requests)
+    said = sum(number * share for number, share in strategy.expected(problem))
+    assert sum(r.share for r in requests) <= 1.3 * said + 1
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_failures_end_no_strategy(name: str) -> None:
+    """A third of all trainings fails, and one candidate with every seed."""
+    problem = line(6)
+
+    def score(request: Request) -> float | None:
+        failed = request.candidate == 5 or (request.candidate + request.seed) % 3 == 0
+        return None if failed else noisy(request)
+
+    steps = list(answers(strategy_of(name), problem, score))
+    assert steps
+    assert Stop(0, "") not in steps
+
+
+@pytest.mark.parametrize("compute", [0.25, 0.5, 1.0])
+def test_a_race_spends_what_it_was_given(compute: float) -> None:
+    problem = line(8)
+    race = strategy_of("race", f"search.compute={compute}")
+    level = [step for step in answers(race, problem, lambda r: 0.8 + 1e-4 * noisy(r)) if isinstance(step, Request)]
+    assert len(level) <= max(8, 8 * 4 * compute)
+    assert {request.candidate for request in level if request.seed == 0} == set(range(8))
+
+
+def test_a_race_gives_seeds_to_those_that_may_be_the_best() -> None:
+    problem = line(8)
+    requests = [s for s in answers(strategy_of("race"), problem, noisy) if isinstance(s, Request)]
+    most = max(range(8), key=lambda c: sum(r.candidate == c for r in requests))
+    assert most == 7
+    assert sum(r.candidate == 0 for r in requests) == 1
+
+
+def test_a_race_stops_who_is_significantly_worse_and_nobody_else() -> None:
+    def two_groups(request: Request) -> float:
+        return noisy(request._replace(candidate=0 if request.candidate < 4 else 3))
+
+    race = replace(strategy_of("race"), compute=1.0)  # type: ignore[type-var]
+    stops = [step for step in answers(race, line(8), two_groups) if isinstance(step, Stop)]
+    assert stops
+    assert {stop.candidate for stop in stops} <= {0, 1, 2, 3}
+    assert all("significantly worse" in stop.reason for stop in stops)
+
+
+def test_halving_trains_the_better_half_longer_and_the_best_with_every_seed() -> None:
+    problem = line(8)
+    requests = [s for s in answers(strategy_of("halving"), problem, noisy) if isinstance(s, Request)]
+    by_share = {share: [r.candidate for r in requests if r.share == share] for share in (0.25, 0.5, 1.0)}
+    assert sorted(by_share[0.25]) == list(range(8))
+    assert len(by_share[0.5]) < 8
+    assert set(by_share[1.0]) <= set(by_share[0.5])
+    assert 7 in by_share[1.0]
+    assert all(by_share[1.0].count(c) == 4 for c in set(by_share[1.0]))
+
+
+def test_halving_does_not_wait_for_a_round_to_fill() -> None:
+    """While the last of the short trainings are under way, others go on to a longer schedule."""
+    seen, under_way = Seen(), list[Request]()
+    for step in strategy_of("halving").steps(line(8), seen):
+        assert isinstance(step, Request), "it waits"
+        if step.share > 0.25:
+            break
+        under_way.append(step)
+        if len(under_way) == 4:
+            seen.show(under_way[0], noisy(under_way.pop(0)))
+    assert {request.share for request in under_way} == {0.25}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("search=race", "search.compute=0"), "search.compute is 0.0; it must be a number from 0.01 to 1"),
+        (("search=race", "search.lookahead=0"), "search.lookahead is 0; it must be a number from 1"),
+        (("search=race", "+search.shares=[0.5]"), "search.shares is not a known key"),
+        (("search=race", "search.most_seeds=1.5"), "search.most_seeds is 1.5; it must be a whole number"),
+        (("search=halving", "search.shares=[0.5,0.25]"), "it must be rising shares"),
+        (("search=halving", "search.shares=[0.5,1]"), "less than 1"),
+        (("search=halving", "search.shares=[]"), "it must be rising shares"),
+        (("search=halving", "search.keep=1"), "search.keep is 1.0; it must be"),
+        (("search=tpe", "search.sampler=cma"), "search.sampler is 'cma'; known: tpe, gp"),
+        (("search=tpe", "search.explore=2"), "search.explore is 2.0; it must be"),
+        (("search.strategy=rase",), "did you mean 'race'"),
+    ],
+)
+def test_an_option_that_is_none_is_refused(overrides: tuple[str, ...], words: str) -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(ValueError, match=words):
+        load_experiment(hydra.compose("run", list(overrides)))
+
+
+# Solved gammas
+
+
+def test_a_sampler_searches_points_whose_gamma_meets_the_budget(tmp_path: Path) -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        experiment = load_experiment(hydra.compose("run", ["search=tpe", "baseline=preresnet20"]))
+    assert experiment.search.solves_gamma
+    network, rounding = experiment.proxy_network
+    solved = search.candidates(network, experiment.grid, experiment.budget, rounding, solve_gamma=True)
+    assert solved.points == len(experiment.grid.alpha.values()) * len(experiment.grid.beta.values())
+    assert solved.dropped["product"] == 0
+    assert len(solved.candidates) > 12
+    triples = [t for candidate in solved.candidates for t in candidate.triples]
+    assert len({(t.alpha, t.beta) for t in triples}) == len(triples)
+    for candidate in solved.candidates:
+        for other in (-1, 1):  # no neighbouring resolution comes nearer to the budget
+            side = candidate.network.resolution + other
+            if experiment.grid.gamma.start <= side / network.resolution <= experiment.grid.gamma.stop:
+                near = search.plan.cost(replace(candidate.network, resolution=side)).macs / solved.baseline.cost.macs
+                assert abs(candidate.ratio - 2) <= abs(near - 2)
+
+
+# Recorded trainings
+
+TABULAR = CONF.parent / "benchmarks" / "tabular"
+
+
+@pytest.mark.parametrize("path", sorted(TABULAR.glob("*.csv")), ids=lambda path: path.stem)
+def test_every_strategy_replays_on_what_was_recorded(path: Path) -> None:
+    recorded = Recorded.read(path)
+    seeds = recorded.scores[1.0].shape[1]
+    assert len(recorded.names) >= 10
+    assert seeds >= 10
+    assert set(recorded.scores) >= {0.25, 0.5, 1.0}
+    for name in SHIPPED:
+        if name == "gp":  # half a second a proposal
+            continue
+        columns = np.random.default_rng(0).integers(0, seeds, 16).tolist()
+        once = replay(strategy_of(name), recorded, seeds=4, columns=columns)
+        assert once == replay(strategy_of(name), recorded, seeds=4, columns=columns)
+        assert once.chosen not in once.stopped
+        assert once.compute == pytest.approx(
+            sum(recorded.macs[r.candidate] * r.share for r in once.requests) / sum(recorded.macs)
+        )
+    every = replay(strategy_of("grid"), recorded, seeds=seeds, columns=list(range(seeds)))
+    means = recorded.scores[1.0].mean(1)
+    assert means[every.chosen] == means.max()
+    assert every.compute == pytest.approx(seeds)
