@@ -54,6 +54,12 @@ def search_and_scale(experiment: Experiment, out: Screen, *, retry: bool = False
             if retry:
                 may_be_asked = (evaluation for _, evaluation in study.possible(plan, experiment, data, init))
                 out.say(f"{study.forget_failures(ledger, may_be_asked)} failed evaluations are run again")
+            lookahead = experiment.search.strategy.lookahead
+            if lookahead is not None and lookahead < evaluator.slots:
+                out.warn(
+                    f"{evaluator.slots} trainings can run at a time, and search.lookahead={lookahead} lets so many be "
+                    f"asked for: the rest waits; search.lookahead={2 * evaluator.slots} would keep all busy"
+                )
             out.say(screen.summary(plan, experiment))
 
             # Step 1: fix phi = 1 and search alpha, beta, gamma on a small grid, by training candidates.

@@ -534,12 +534,12 @@ def test_mlflow_has_ended_the_runs_of_killed_commands(killed: Broken) -> None:
     assert [run.info.status for run in parents] == ["KILLED", "KILLED", "KILLED", "FINISHED"]
 
 
-@pytest.mark.parametrize("strategy", ["race", "halving"])
+@pytest.mark.parametrize(("strategy", "lookahead"), [("race", 4), ("halving", 1)])
 def test_a_killed_search_of_another_strategy_asks_for_the_same_and_comes_to_the_same(
-    strategy: str, drive: Callable[..., Driver], tmp_path: Path
+    strategy: str, lookahead: int, drive: Callable[..., Driver], tmp_path: Path
 ) -> None:
     """What such a strategy trains depends on what it has seen, which must not depend on when the driver died."""
-    overrides = (*search(), f"search={strategy}", "recipe.seeds=3", "tracking=none")
+    overrides = (*search(), f"search={strategy}", "recipe.seeds=3", "tracking=none", f"search.lookahead={lookahead}")
     places = tmp_path / "unbroken" / "workspace", tmp_path / "killed" / "workspace"
     ends = [drive("run", places[0], *overrides).ended()]
     driver = drive("run", places[1], *overrides, "executor.workers=1")
@@ -549,6 +549,7 @@ def test_a_killed_search_of_another_strategy_asks_for_the_same_and_comes_to_the_
     kept = {path: identity(path) for path in records(places[1])}
     ends.append(drive("run", places[1], *overrides).ended())
     assert [end.code for end in ends] == [0, 0], ends
+    assert ("search.lookahead=4 would keep all busy" in ends[0].error) == (lookahead < 2)
     assert_equal_answers(*places)
     assert (directory(places[0]) / "stopped.json").read_text() == (directory(places[1]) / "stopped.json").read_text()
     assert kept == {path: identity(path) for path in kept}
