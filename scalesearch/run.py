@@ -58,7 +58,7 @@ def search_and_scale(experiment: Experiment, out: Screen, *, retry: bool = False
             if lookahead is not None and lookahead < evaluator.slots:
                 out.warn(
                     f"{evaluator.slots} trainings can run at a time, and search.lookahead={lookahead} lets so many be "
-                    f"asked for: the rest waits; search.lookahead={2 * evaluator.slots} would keep all busy"
+                    f"asked for: the rest waits; search.lookahead={evaluator.slots + 1} would keep all busy"
                 )
             out.say(screen.summary(plan, experiment))
 

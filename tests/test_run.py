@@ -549,7 +549,7 @@ def test_a_killed_search_of_another_strategy_asks_for_the_same_and_comes_to_the_
     kept = {path: identity(path) for path in records(places[1])}
     ends.append(drive("run", places[1], *overrides).ended())
     assert [end.code for end in ends] == [0, 0], ends
-    assert ("search.lookahead=4 would keep all busy" in ends[0].error) == (lookahead < 2)
+    assert ("search.lookahead=3 would keep all busy" in ends[0].error) == (lookahead < 2)
     assert_equal_answers(*places)
     assert (directory(places[0]) / "stopped.json").read_text() == (directory(places[1]) / "stopped.json").read_text()
     assert kept == {path: identity(path) for path in kept}
