@@ -49,6 +49,8 @@ COMPARED = (
     ("race, compute 0.375", "race", ("search.compute=0.375",), SEEDS),
     ("**race, compute 0.5**", "race", (), SEEDS),
     ("race, compute 0.75", "race", ("search.compute=0.75",), SEEDS),
+    ("race, compute 0.5, lookahead 1", "race", ("search.lookahead=1",), SEEDS),
+    ("race, compute 0.5, lookahead 6", "race", ("search.lookahead=6",), SEEDS),
     ("halving", "halving", (), SEEDS),
     ("tpe, compute 0.5", "tpe", (), SEEDS),
     ("gp, compute 0.5", "gp", (), SEEDS),
