@@ -120,26 +120,31 @@ def carry_out(
     view = _View(storage, study, space, recipe, lambda c: Evaluation(c.network, recipe, data, 0, init).key)
     outcomes: dict[str, list[Outcome]] = {candidate.id: [] for candidate in (plan.baseline, *plan.candidates)}
     most = sum(count for count, _ in strategy.possible(problem(plan, seeds)))
-    stopped: set[str] = set()
+    stopped: dict[str, str] = {}
+
+    def end_if_all_have_come(candidate: Candidate) -> None:
+        """What was under way when a candidate was stopped still comes, and belongs to its trial."""
+        mine = outcomes[candidate.id]
+        expected = sum(plan.candidates[request.candidate] is candidate for request, _ in asked)
+        if len(mine) == most or (candidate.id in stopped and 0 < len(mine) == expected):
+            view.end(candidate, mine, reason=stopped.get(candidate.id, ""))
 
     def newly_stopped() -> Iterator[Stopped]:
         while stops:
             stop = stops.pop(0)
             candidate = plan.candidates[stop.candidate]
-            stopped.add(candidate.id)
+            stopped[candidate.id] = stop.reason
             yield Stopped(candidate, stop.reason)
-            if outcomes[candidate.id]:
-                view.end(candidate, outcomes[candidate.id], reason=stop.reason)
+            end_if_all_have_come(candidate)
 
     for outcome in evaluator.run(evaluations()):
         candidate = owner[outcome.evaluation].pop(0)
         arrived[outcome.evaluation] = outcome
         outcomes[candidate.id].append(outcome)
         yield Trained(candidate, outcome)
-        if candidate.id != BASELINE and candidate.id not in stopped:
+        if candidate.id != BASELINE:
             view.report(candidate, outcomes[candidate.id])
-            if len(outcomes[candidate.id]) == most:
-                view.end(candidate, outcomes[candidate.id])
+            end_if_all_have_come(candidate)
         yield from newly_stopped()
     yield from newly_stopped()
     for candidate in plan.candidates:

@@ -80,8 +80,11 @@ class StudyLog:
         """Whatever is still open was interrupted, or broken by an error."""
         if self._open:
             status: Status = "FAILED" if kind is None or issubclass(kind, Exception) else "KILLED"
-            for name in self._begun:
-                self._tracker.end_run(f"{self._parent}:{name}", "KILLED")
+            for name in sorted(self._begun):
+                if kind is None:  # the search came to its end without an answer
+                    self._end(name)
+                else:
+                    self._tracker.end_run(f"{self._parent}:{name}", "KILLED")
             self._tracker.end_run(self._parent, status)
             self._tracker.close(timeout=5)
 
