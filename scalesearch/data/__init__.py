@@ -33,7 +33,11 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from scalesearch.data import scenes
 
 Log = Callable[[str], object]
 
@@ -138,9 +142,7 @@ def load(spec: DataSpec, *, log: Log = _to_stderr) -> Data:
     source = _source(spec, log)
     description = _describe(spec, source)
     split = source.open("train")
-    order = torch.from_numpy(_stratified_order(split.labels.numpy(), spec.split_seed))
-    # Training images from the front, validation images from the end: neither changes when the other is made larger.
-    train, val = order[: description.num_train], order[len(order) - description.num_val :]
+    train, val = _cut_val(split.labels.numpy(), spec, source, description)
     train_images, val_images = split.take(train), split.take(val)
     train_labels, val_labels = split.labels[train], split.labels[val]
     assert train_images.shape[1:] == (source.in_channels, source.resolution, source.resolution)
@@ -166,7 +168,10 @@ class Split(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A dataset as its function states it: sizes known in advance, and `open`, which reads "train" or "test"."""
+    """A dataset as its function states it: sizes known in advance, and `open`, which reads "train" or "test".
+
+    held_out: of its training images the last so many are for validation; 0: any may be, as `split_seed` says.
+    """
 
     in_channels: int
     num_classes: int
@@ -175,6 +180,7 @@ class Source(NamedTuple):
     num_test: int
     open: Callable[[str], Split]
     from_root: bool = False
+    held_out: int = 0
 
 
 def _source(spec: DataSpec, log: Log) -> Source:
@@ -193,7 +199,12 @@ def _source(spec: DataSpec, log: Log) -> Source:
 
 
 def _describe(spec: DataSpec, source: Source) -> Description:
-    left = source.num_train - spec.num_val
+    if source.held_out and spec.num_val > source.held_out:
+        raise ValueError(
+            f"data.num_val is {spec.num_val}; '{spec.name}' has {source.held_out} images for validation, which share "
+            "nothing with the others"
+        )
+    left = source.num_train - (source.held_out or spec.num_val)
     num_train = left if spec.num_train is None else min(left, spec.num_train)
     if num_train < 1:
         raise ValueError(
@@ -209,6 +220,18 @@ def _describe(spec: DataSpec, source: Source) -> Description:
         num_val=spec.num_val,
         num_test=source.num_test,
     )
+
+
+def _cut_val(labels: NDArray[Any], spec: DataSpec, source: Source, sizes: Description) -> tuple[Tensor, Tensor]:
+    """Indices of the training and of the validation images among a source's training images."""
+    if source.held_out:
+        first = len(labels) - source.held_out
+        order = _stratified_order(labels[:first], spec.split_seed)
+        val = first + _stratified_order(labels[first:], spec.split_seed)[: sizes.num_val]
+        return torch.from_numpy(order[: sizes.num_train]), torch.from_numpy(val)
+    order = _stratified_order(labels, spec.split_seed)
+    # Training images from the front, validation images from the end: neither changes when the other is made larger.
+    return torch.from_numpy(order[: sizes.num_train]), torch.from_numpy(order[len(order) - sizes.num_val :])
 
 
 def _stratified_order(labels: NDArray[Any], *seed: int) -> NDArray[np.int64]:
@@ -286,6 +309,71 @@ def _read_idx(path: Path, *, ndim: int) -> NDArray[np.uint8]:
     if content[:4] != bytes((0, 0, 8, ndim)) or len(content) != start + math.prod(shape):
         raise ValueError(f"{path} is not an idx file of {ndim} dimensions of bytes; delete it to fetch it again")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
+
+
+def fashion_scenes(spec: DataSpec, log: Log) -> Source:
+    """Scenes of Fashion-MNIST's garments on a canvas of 96 px (`scenes`): 100,000 + 10,000 to validate + 20,000 to test.
+
+    The first 50,000 garments of the training set are shown in two training scenes each, its last 10,000 in one
+    validation scene, and the test set's in two test scenes each. Rendered once and kept in the cache.
+    """
+    garments = fashion_mnist(replace(spec, name="fashion_mnist", resolution=None), log)
+
+    def open_split(split: str) -> Split:
+        opened = garments.open(split)
+        images = opened.take(torch.arange(len(opened.labels)))[:, 0]
+        if split == "test":
+            return Split(opened.labels.repeat(2), lambda index: _rendered(spec, images, index, "test", log).images)
+
+        def take(index: Tensor) -> Tensor:  # of training and validation scenes, which share no garment
+            made = torch.empty(len(index), 1, scenes.CANVAS, scenes.CANVAS, dtype=torch.uint8)
+            for here, own, name in (
+                (index < 100_000, images[:50_000], "train"),
+                (index >= 100_000, images[50_000:], "val"),
+            ):
+                if here.any():
+                    first = 0 if name == "train" else 100_000
+                    made[here] = _rendered(spec, own, index[here] - first, name, log).images
+            return made
+
+        return Split(torch.cat([opened.labels[:50_000].repeat(2), opened.labels[50_000:]]), take)
+
+    return Source(1, 10, scenes.CANVAS, 110_000, 20_000, open_split, held_out=10_000)
+
+
+def val_boxes(spec: DataSpec, *, log: Log = _to_stderr) -> Tensor:
+    """Where the garment lies in each validation image of fashion_scenes, in the order of `Data.val_images`.
+
+    (N, 4) int64: left, top, right, bottom in px of the 96 px canvas, the last two exclusive.
+    Errors: ValueError for a dataset that does not know its objects' places.
+    """
+    if spec.name != "fashion_scenes":
+        raise ValueError(f"data.name is {spec.name!r}, which does not say where its objects are; data=fashion_scenes does")
+    source = _source(spec, log)
+    garments = fashion_mnist(replace(spec, name="fashion_mnist", resolution=None), log).open("train")
+    _, val = _cut_val(source.open("train").labels.numpy(), spec, source, _describe(spec, source))
+    images = garments.take(torch.arange(50_000, 60_000))[:, 0]
+    return _rendered(spec, images, val - 100_000, "val", log).boxes
+
+
+def _rendered(spec: DataSpec, garments: Tensor, index: Tensor, split: str, log: Log) -> scenes.Scenes:
+    """The scenes of these indices, from the cache where they have been rendered before."""
+    what = hashlib.sha256(scenes.source_digest().encode() + split.encode() + index.numpy().astype("<i8").tobytes())
+    path = _cache(spec) / spec.name / f"{split}-{len(index)}-{what.hexdigest()[:16]}.safetensors"
+    try:
+        return scenes.Scenes(**load_file(path))
+    except (OSError, SafetensorError, TypeError):
+        if len(index) > 20_000:
+            log(f"rendering {len(index):,} scenes, once: about {round(len(index) / 1500)} s")
+    made = scenes.render(garments, index, split)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        save_file(made._asdict(), part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return made
 
 
 def digits(spec: DataSpec, log: Log) -> Source:
@@ -425,6 +513,7 @@ def imagenet(spec: DataSpec, log: Log) -> Source:
 
 DATASETS: dict[str, Callable[[DataSpec, Log], Source]] = {
     "fashion_mnist": fashion_mnist,
+    "fashion_scenes": fashion_scenes,
     "digits": digits,
     "cifar10": cifar10,
     "cifar100": cifar100,
