@@ -30,7 +30,7 @@ COMMANDS = {
     "variants": "the family of scaled networks for coefficients, given or of a study",
     "cost": "multiply-adds, params and activations of a network, by stage",
     "train": "train one network, and say how accurate it is",
-    "reproduce": "experiments about a search: reproduce fidelity, is the proxy to be believed?",
+    "reproduce": "figures and tables of the paper from trainings of your own, and whether a proxy is to be believed",
     "export": "networks with their weights as YAML and safetensors, ONNX and torch.export programs, each checked",
     "init": "write a network of your own, as a table and as a function, to be changed: init my_net",
     "ui": "MLflow's interface on this machine, with links to the study",
@@ -67,8 +67,15 @@ def _main(arguments: list[str]) -> int:
     if arguments[0] == "-sc":
         return _complete(arguments)
     command, *rest = arguments
-    if command in ("init", "reproduce") and rest and "=" not in rest[0] and not rest[0].startswith("-"):
+    named = bool(rest) and "=" not in rest[0] and not rest[0].startswith("-")
+    if command == "init" and named:
         rest[0] = f"name={rest[0]}"
+    primary = _primary(command)
+    if named and (command == "reproduce" or (command == "plan" and "." not in rest[0])):
+        name = rest.pop(0)
+        rest += ["dry_run=true"] if command == "plan" else []
+        command, primary = "reproduce", "fidelity" if name == "fidelity" else "reproduce"
+        rest += [] if name == "fidelity" else [f"experiments={name}"]
     if any(word.startswith("baseline.factory=") for word in rest) and not any(w.startswith("baseline=") for w in rest):
         rest.append("baseline=factory")
     if command not in COMMANDS:
@@ -79,7 +86,20 @@ def _main(arguments: list[str]) -> int:
     rest = [word for word in rest if word != "--json"]
     if as_json and command not in JSON_COMMANDS:
         return _fail(f"{command} has no --json; these have: {', '.join(JSON_COMMANDS)}", USAGE)
-    return _hydra(command, rest, lambda composed: _carry_out(command, composed, as_json))
+    if command == "reproduce" and primary == "reproduce" and not _asks_or_names(rest):
+        return _fail(f"a name is missing: scalesearch reproduce {' or '.join(_experiments())}", USAGE)
+    return _hydra(command, rest, lambda composed: _carry_out(command, composed, as_json), primary)
+
+
+def _asks_or_names(words: Sequence[str]) -> bool:
+    """Whether an experiment is named, or something else than an experiment is asked for."""
+    return any(word.startswith(("experiments=", "-h", "--h", "--i", "--v")) for word in words)
+
+
+def _experiments() -> list[str]:
+    """The names that `reproduce` takes: the shipped experiments that are no searches, and fidelity."""
+    paths = sorted((conf_dir() / "experiments").glob("*.yaml"))
+    return [path.stem for path in paths if "\nexperiment:" in path.read_text()] + ["fidelity"]
 
 
 def conf_dir() -> Path:
@@ -119,7 +139,7 @@ def _complete(arguments: list[str]) -> int:
     return _compose(_primary(words[0] if words else "run"), lambda composed: DONE)
 
 
-def _hydra(command: str, arguments: list[str], task: Callable[[DictConfig], int]) -> int:
+def _hydra(command: str, arguments: list[str], task: Callable[[DictConfig], int], primary: str) -> int:
     """Compose the configuration with a real `hydra.main` and carry out the task: the highest code of its jobs."""
     from hydra._internal.utils import get_args_parser
 
@@ -144,7 +164,7 @@ def _hydra(command: str, arguments: list[str], task: Callable[[DictConfig], int]
     with tempfile.TemporaryDirectory() as scratch:  # a sweep keeps a copy of its settings, which nobody asked for
         sweep = [f"hydra.sweep.dir='{scratch}'"] if parsed.multirun else []
         sys.argv = [f"scalesearch {command}", *options, *sweep, *overrides]
-        return _compose(_primary(command), task, overrides)
+        return _compose(primary, task, overrides)
 
 
 def _without(arguments: list[str], overrides: list[str]) -> list[str]:

@@ -295,6 +295,14 @@ def show_sync(question: config.StudyQuestion, out: Screen) -> int:
     return DONE
 
 
+def reproduce(composed: DictConfig, as_json: bool) -> int:
+    """`scalesearch reproduce NAME`; fidelity, which is about a study, has a configuration of its own."""
+    out = Screen(as_json=as_json)
+    if "against" in composed:
+        return studies.fidelity(config.load_fidelity(composed), out)
+    return studies.carry_out(config.load_reproduce(composed, studies.EXPERIMENTS), out)
+
+
 def _command(
     load_question: Callable[[DictConfig], Any], carry_out: Callable[[Any, Screen], int]
 ) -> Callable[[DictConfig, bool], int]:
@@ -310,7 +318,7 @@ COMMANDS: dict[str, Callable[[DictConfig, bool], int]] = {
     "variants": _command(config.load_variants, show_variants),
     "cost": _command(config.load_cost, show_cost),
     "train": _command(config.load_train, train_network),
-    "reproduce": _command(lambda composed: config.load_reproduce(composed, studies.STUDIES), studies.reproduce),
+    "reproduce": reproduce,
     "export": _command(config.load_export, export_networks),
     "init": _command(config.load_init, write_template),
     "ui": _command(config.load_study, show_ui),

@@ -414,8 +414,8 @@ def load_init(composed: DictConfig) -> InitQuestion:
 
 
 @dataclass(frozen=True)
-class ReproduceQuestion:
-    """What `reproduce` asks: the experiment `name`, on a study (None: the only one) of a workspace.
+class FidelityQuestion:
+    """What `reproduce fidelity` asks, of a study (None: the only one) of a workspace.
 
     against: what proxies are judged against, a key of `AGAINST`, made dearer by `factor`.
     candidates, seeds: how many of the study's, and of each; seeds of None are as many as the study's choice has, and 2
@@ -423,7 +423,6 @@ class ReproduceQuestion:
     function: of a study whose networks a Python function makes, that function, named by the user.
     """
 
-    name: str
     study: str | None
     workspace: Path
     against: str
@@ -440,22 +439,16 @@ class ReproduceQuestion:
 AGAINST = {"epochs": 4.0, "phi": 2.0, "proxy": 1.5}  # dearer references of a proxy, each with its usual factor
 
 
-def load_reproduce(composed: DictConfig, known: Iterable[str]) -> ReproduceQuestion:
-    """The checked question of `reproduce`; `known` are the names of the experiments that there are."""
-    names = list(known)
-    if OmegaConf.is_missing(composed, "name"):
-        raise ValueError(f"name is missing; what is to be reproduced? scalesearch reproduce {' or '.join(names)}")
-    own = ("name", "study", "workspace", "against", "factor", "candidates", "seeds", "dry_run", "retry", "executor")
+def load_fidelity(composed: DictConfig) -> FidelityQuestion:
+    """The checked question of `reproduce fidelity`."""
+    own = ("study", "workspace", "against", "factor", "candidates", "seeds", "dry_run", "retry", "executor")
     values = _plain(composed, own, optional=("baseline",))
-    if values["name"] not in names:
-        raise ValueError(f"name is {values['name']!r}{_nearest(str(values['name']), names)}")
     against = values["against"]
     if against not in list(AGAINST):  # a list has no hash
         raise ValueError(f"against is {against!r}{_nearest(str(against), AGAINST)}")
     factor = AGAINST[against] if values["factor"] is None else values["factor"]
     executor_name, executor = _executor(_mapping(values, "executor"))
-    return ReproduceQuestion(
-        name=values["name"],
+    return FidelityQuestion(
         study=_study_name(values["study"]) if values["study"] else None,
         workspace=_workspace(values),
         against=against,
@@ -468,6 +461,117 @@ def load_reproduce(composed: DictConfig, known: Iterable[str]) -> ReproduceQuest
         executor_name=executor_name,
         executor=executor,
     )
+
+
+@dataclass(frozen=True)
+class ReproduceQuestion:
+    """What `reproduce NAME` asks: an experiment, of those that `studies` knows, with its options.
+
+    baselines: as they are trained, fitted to the data and as proxies if asked, by name; `rounding` is that of their scaling.
+    data, recipe: None where nothing is trained; target: the data that `transfer` tunes on.
+    command: the words that asked it.
+    """
+
+    name: str
+    experiment: Any
+    baselines: Mapping[str, AnyNetwork]
+    rounding: Rounding
+    recipe: Recipe | None
+    seeds: int
+    data: DataSpec | None
+    target: DataSpec | None
+    init: str | None
+    test: bool
+    dry_run: bool
+    retry: bool
+    workspace: Path
+    executor_name: str
+    executor: Mapping[str, Any]
+    command: str
+
+
+_OF_REPRODUCE = ("proxy", "rounding", "executor", "experiment", "workspace", "init", "test", "dry_run", "retry")
+
+
+def load_reproduce(composed: DictConfig, known: Mapping[str, type]) -> ReproduceQuestion:
+    """The checked question of `reproduce`; `known` are the classes of the experiments that there are."""
+    groups = ("baseline", "baselines", "data", "target", "recipe")
+    values = _plain(composed, _OF_REPRODUCE, optional=groups)
+    options = dict(_mapping(values, "experiment"))
+    name = options.pop("name", None)
+    if name not in list(known):
+        raise ValueError(f"experiment.name is {name!r}{_nearest(str(name), known)}")
+    if values.get("baseline") and values.get("baselines"):
+        raise ValueError("baseline and baselines are both given; an experiment has the one or the others")
+    tables = values.get("baselines") or ({"baseline": values["baseline"]} if values.get("baseline") else {})
+    if not tables:
+        raise ValueError("baseline is missing, such as baseline=preresnet_tiny")
+    data, target = (_section(DataSpec, values, key) if values.get(key) else None for key in ("data", "target"))
+    recipe, seeds = None, 1
+    if values.get("recipe"):
+        recipe_values = dict(_mapping(values, "recipe"))
+        seeds = _number(recipe_values.pop("seeds", None), "recipe.seeds", int, 1, 1000)
+        recipe = _section(Recipe, {"recipe": recipe_values}, "recipe")
+    if (data is None) != (recipe is None):
+        raise ValueError("data and recipe belong together: what is trained needs both, and else there is neither")
+    rounding = _section(Rounding, values, "rounding")
+    proxy, grain, baselines = _section(Proxy, values, "proxy"), rounding, {}
+    for given in tables.values():
+        network = load_baseline({"baseline": given})
+        if data is not None:
+            network, grain = _proxy(network, proxy, rounding, describe(data))
+        baselines[network.name] = network
+    executor_name, executor = _executor(_mapping(values, "executor"))
+    called, words = HydraConfig.get().runtime.choices["experiments"], HydraConfig.get().overrides.task
+    silent = ("experiments=", "workspace=", "dry_run=", "retry=", "executor.")
+    return ReproduceQuestion(
+        name=str(called),
+        experiment=_experiment(options, known[name], _workspace(values)),
+        baselines=baselines,
+        rounding=grain,
+        recipe=recipe,
+        seeds=seeds,
+        data=data,
+        target=target,
+        init=_init(values["init"]),
+        test=_flag(values, "test"),
+        dry_run=_flag(values, "dry_run"),
+        retry=_flag(values, "retry"),
+        workspace=_workspace(values),
+        executor_name=executor_name,
+        executor=executor,
+        command=" ".join([f"scalesearch reproduce {called}", *(w for w in words if not w.startswith(silent))]),
+    )
+
+
+def _experiment(options: Mapping[str, Any], cls: type[Section], workspace: Path) -> Section:
+    """The experiment with its options; `coefficients` are alpha, beta and gamma, or the name of a study that chose them."""
+    types = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    _known(options, names, "experiment")
+    given = {key: value for key, value in options.items() if key != "coefficients"}
+    checked = _typed(given, {key: types[key] for key in given}, "experiment")
+    if "coefficients" in names:
+        checked["coefficients"] = _coefficients(options["coefficients"], workspace)
+    return cls(**checked)
+
+
+def _coefficients(value: object, workspace: Path) -> Coefficients:
+    if isinstance(value, str):
+        path = find_study(workspace, value) / "coefficients.yaml"
+        if not path.exists():
+            raise ValueError(f"experiment.coefficients is {value!r}, a study that has chosen none yet: scalesearch run")
+        found = from_yaml(path)
+        value = [found.get(name) for name in ("alpha", "beta", "gamma")]
+    if not isinstance(value, list) or len(value) != 3:
+        raise ValueError(
+            f"experiment.coefficients is {value!r}; it must be [alpha, beta, gamma] (depth, width, resolution), such as "
+            "[1.2, 1.1, 1.15], or the name of a study"
+        )
+    coefficients = Coefficients(*value)
+    if min(value) < 1 or coefficients.product == 1:
+        raise ValueError(f"experiment.coefficients is {value!r}; each must be 1 or more, and one above 1")
+    return coefficients
 
 
 def _function(values: Mapping[str, Any]) -> str | None:

@@ -348,7 +348,9 @@ def val_boxes(spec: DataSpec, *, log: Log = _to_stderr) -> Tensor:
     Errors: ValueError for a dataset that does not know its objects' places.
     """
     if spec.name != "fashion_scenes":
-        raise ValueError(f"data.name is {spec.name!r}, which does not say where its objects are; data=fashion_scenes does")
+        raise ValueError(
+            f"data.name is {spec.name!r}, which does not say where its objects are; data=fashion_scenes does"
+        )
     source = _source(spec, log)
     garments = fashion_mnist(replace(spec, name="fashion_mnist", resolution=None), log).open("train")
     _, val = _cut_val(source.open("train").labels.numpy(), spec, source, _describe(spec, source))

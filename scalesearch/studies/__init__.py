@@ -6,18 +6,10 @@ trained is not trained again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from scalesearch.config import ReproduceQuestion
-from scalesearch.screen import Screen
+from scalesearch.studies.experiment import Study, carry_out
 from scalesearch.studies.fidelity import fidelity
+from scalesearch.studies.figure8 import Figure8
 
-__all__ = ["STUDIES", "fidelity", "reproduce"]
+__all__ = ["EXPERIMENTS", "Study", "carry_out", "fidelity"]
 
-
-def reproduce(question: ReproduceQuestion, out: Screen) -> int:
-    """`scalesearch reproduce`: the exit code of the experiment of that name."""
-    return STUDIES[question.name](question, out)
-
-
-STUDIES: dict[str, Callable[[ReproduceQuestion, Screen], int]] = {"fidelity": fidelity}
+EXPERIMENTS: dict[str, type[Study]] = {"figure8": Figure8}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalesearch import config, study
-from scalesearch.config import ReproduceQuestion
+from scalesearch.config import FidelityQuestion
 from scalesearch.cost import cost
 from scalesearch.data import load
 from scalesearch.evaluation import Evaluation, Evaluator, Outcome
@@ -48,7 +48,7 @@ STILL_FALLING = 0.05  # share of the training loss that an epoch takes off; the 
 _FEW = 8  # candidates below which an interval is wide whatever is observed
 
 
-def fidelity(question: ReproduceQuestion, out: Screen) -> int:
+def fidelity(question: FidelityQuestion, out: Screen) -> int:
     """`scalesearch reproduce fidelity`: the exit code; what it comes to stands in the study's fidelity.json."""
     directory = config.find_study(question.workspace, question.study)
     ledger = Ledger(question.workspace)
@@ -162,7 +162,7 @@ def _sides(
 
 
 def judgement(
-    question: ReproduceQuestion,
+    question: FidelityQuestion,
     searched: Searched,
     references: Sequence[Reference],
     finished: Mapping[str, Mapping[int, Result]],

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scalesearch import config, study
-from scalesearch.config import Experiment, ReproduceQuestion
+from scalesearch.config import Experiment, FidelityQuestion
 from scalesearch.cost import cost
 from scalesearch.evaluation import Evaluation
 from scalesearch.executor import default_workers
@@ -50,7 +50,7 @@ class Reference:
     work: float  # multiply-adds x images
 
 
-def read_search(question: ReproduceQuestion, directory: Path, ledger: Ledger) -> Searched:
+def read_search(question: FidelityQuestion, directory: Path, ledger: Ledger) -> Searched:
     """The study, its networks made again from its settings, and its proxies' results from the ledger.
 
     Errors: ValueError where it has come to no choice, its files are damaged, its networks would be others today, or
@@ -159,7 +159,7 @@ def spread(ranking: Sequence[str], chosen: str, number: int) -> list[str]:
     return [ranking[place] for place in places]
 
 
-def planned(question: ReproduceQuestion, searched: Searched) -> list[Reference]:
+def planned(question: FidelityQuestion, searched: Searched) -> list[Reference]:
     """The reference trainings: of each chosen candidate, best proxy first, one a seed.
 
     Errors: ValueError where a reference cannot be built.
@@ -232,7 +232,7 @@ class Outlook(NamedTuple):
 
 
 def expected(
-    question: ReproduceQuestion, searched: Searched, references: Sequence[Reference], ledger: Ledger
+    question: FidelityQuestion, searched: Searched, references: Sequence[Reference], ledger: Ledger
 ) -> Outlook:
     """See `Outlook`; nothing is trained or timed."""
     unique = {one.evaluation.key: one for one in references}
@@ -253,7 +253,7 @@ def expected(
 
 
 def plan_values(
-    question: ReproduceQuestion, searched: Searched, references: Sequence[Reference], outlook: Outlook
+    question: FidelityQuestion, searched: Searched, references: Sequence[Reference], outlook: Outlook
 ) -> dict[str, Any]:
     """What `dry_run=true --json` prints."""
     return {

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scalesearch import screen
-from scalesearch.config import ReproduceQuestion
+from scalesearch.config import FidelityQuestion
 from scalesearch.cost import cost
 from scalesearch.scaling import Coefficients
 from scalesearch.screen import Screen
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def show_plan(
-    out: Screen, question: ReproduceQuestion, searched: Searched, references: Sequence[Reference], outlook: Outlook
+    out: Screen, question: FidelityQuestion, searched: Searched, references: Sequence[Reference], outlook: Outlook
 ) -> None:
     """What is trained and what it costs, before it is."""
     what = {

@@ -1,0 +1,120 @@
+"""Figure 8 of arXiv:1905.11946: ways of scaling at the same counted cost, and what compound scaling gains over the best of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from scalesearch.scaling import Coefficients
+from scalesearch.studies.dimensions import BASELINE, COMPOUND, MIXES, SINGLE, matched_points
+from scalesearch.studies.experiment import Study
+from scalesearch.studies.panels import ACCURACY, MACS_RATIO, curve
+from scalesearch.studies.points import Correct, Point, Setting
+from scalesearch.studies.summaries import Difference, Paired, summarised
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure8(Study):
+    """costs: times the baseline's counted multiply-adds; coefficients: alpha, beta, gamma of compound, or a study's name."""
+
+    costs: Sequence[float]
+    coefficients: Coefficients
+
+    asks: ClassVar[str] = (
+        "At the same counted multiply-adds, does compound scaling beat the best single dimension, and by how much?"
+    )
+    rests_on: ClassVar[Sequence[str]] = (
+        "the baseline was chosen so that its three dimensions are worth about the same to it",
+        "a scene's real detail ends near 31 to 43 px, as garments of 28 px fill 62 to 86 of its 96 px",
+        "depth at 8 times the cost is limited by optimisation, not by capacity",
+        "two epochs: nothing is trained to the end",
+        "equal multiply-adds are not equal seconds: width is the cheapest on a CPU",
+        "the best single dimension is chosen on the images that it is compared on, which favours it over compound",
+    )
+
+    def points(self, setting: Setting) -> list[Point]:
+        return matched_points(setting, tuple(self.costs), self.coefficients)
+
+    def summary(self, results: pd.DataFrame, correct: Mapping[str, Correct]) -> pd.DataFrame:
+        summary, paired = summarised(results), Paired(results, correct)
+        for kind in ("single", "mix"):
+            summary[f"best_{kind}"] = ""
+            summary[[f"less_{kind}_{end}" for end in Difference._fields]] = float("nan")
+        for at in sorted(set(summary["at"]) - {1.0}):
+            here = summary[summary["at"] == at].set_index("curve")["val_accuracy_mean"]
+            if COMPOUND not in here:
+                continue
+            row = (summary["curve"] == COMPOUND) & (summary["at"] == at)
+            for kind, among in (("single", SINGLE), ("mix", MIXES)):
+                known = [name for name in among if name in here]
+                if not known:
+                    continue
+                best = max(known, key=lambda name: float(here[name]))
+                difference = paired.difference((COMPOUND, at), (best, at))
+                summary.loc[row, f"best_{kind}"] = best
+                for end in Difference._fields:
+                    summary.loc[row, f"less_{kind}_{end}"] = getattr(difference, end)
+        return summary
+
+    def finding(self, summary: pd.DataFrame) -> str:
+        said = []
+        for row in summary[(summary["curve"] == COMPOUND) & (summary["best_single"] != "")].to_dict("records"):
+            difference = Difference(*(row[f"less_single_{end}"] for end in Difference._fields))
+            said.append((row["at"], row["best_single"], difference))
+        if not said:
+            return (
+                "no cost has a finished compound network and a finished single dimension, so nothing can be compared."
+            )
+        won = [at for at, _, difference in said if difference.verdict == "better"]
+        lost = [at for at, _, difference in said if difference.verdict == "worse"]
+        times = "; ".join(f"at {at:g} times the cost {difference} against {best}" for at, best, difference in said)
+        verdict = (
+            f"compound scaling beats the best single dimension at {_list(won)} times the cost"
+            if won
+            else "compound scaling beats the best single dimension at no cost"
+        )
+        if lost:
+            verdict += f" and loses to it at {_list(lost)} times"
+        mixes = summary[(summary["curve"] == COMPOUND) & (summary["best_mix"] != "")].to_dict("records")
+        last = ""
+        if mixes:
+            row = mixes[-1]
+            difference = Difference(*(row[f"less_mix_{end}"] for end in Difference._fields))
+            last = f"; against the best mix of two ({row['best_mix']}) at {row['at']:g} times it is {difference}"
+        return f"{verdict}: {times}{last}."
+
+    def draw(self, summary: pd.DataFrame, directory: Path, *, title: str) -> dict[str, Figure]:
+        from scalesearch.figures.paper import Panel, draw_panels
+
+        base = summary[summary["curve"] == BASELINE]
+        powers = [1, *sorted(set(summary["at"]) - {1.0})]
+
+        def panel(names: Sequence[str], labelled: Sequence[str], heading: str) -> Panel:
+            lines = [
+                curve(summary, name, before=base, labelled=name in labelled)
+                for name in names
+                if (summary["curve"] == name).any()
+            ]
+            return Panel(heading, MACS_RATIO, ACCURACY, lines, powers)
+
+        one = panel((*SINGLE, COMPOUND), (*SINGLE, COMPOUND), "")
+        figures = {
+            "figure8": draw_panels([one], title=title, foot="Bars: 95 % intervals; equal counted multiply-adds.")
+        }
+        if (summary["curve"].isin(MIXES)).any():
+            two = panel((*MIXES, COMPOUND), (COMPOUND,), "")
+            figures["figure8_mixes"] = draw_panels(
+                [two], title=title, foot="Bars: 95 % intervals; equal counted multiply-adds."
+            )
+        return figures
+
+
+def _list(costs: Sequence[float]) -> str:
+    words = [f"{cost:g}" for cost in costs]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
