@@ -467,7 +467,7 @@ def load_fidelity(composed: DictConfig) -> FidelityQuestion:
 class ReproduceQuestion:
     """What `reproduce NAME` asks: an experiment, of those that `studies` knows, with its options.
 
-    baselines: as they are trained, fitted to the data and as proxies if asked, by name; `rounding` is that of their scaling.
+    baselines: as they are trained, fitted to the data and as proxies if asked; `rounding` is that of their scaling.
     data, recipe: None where nothing is trained; target: the data that `transfer` tunes on.
     command: the words that asked it.
     """
@@ -545,7 +545,7 @@ def load_reproduce(composed: DictConfig, known: Mapping[str, type]) -> Reproduce
 
 
 def _experiment(options: Mapping[str, Any], cls: type[Section], workspace: Path) -> Section:
-    """The experiment with its options; `coefficients` are alpha, beta and gamma, or the name of a study that chose them."""
+    """The experiment with its options; `coefficients` are alpha, beta and gamma, or a study that chose them."""
     types = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     _known(options, names, "experiment")
@@ -560,7 +560,7 @@ def _coefficients(value: object, workspace: Path) -> Coefficients:
     if isinstance(value, str):
         path = find_study(workspace, value) / "coefficients.yaml"
         if not path.exists():
-            raise ValueError(f"experiment.coefficients is {value!r}, a study that has chosen none yet: scalesearch run")
+            raise ValueError(f"experiment.coefficients is {value!r}, a study without a choice yet: scalesearch run")
         found = from_yaml(path)
         value = [found.get(name) for name in ("alpha", "beta", "gamma")]
     if not isinstance(value, list) or len(value) != 3:

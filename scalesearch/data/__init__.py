@@ -360,7 +360,7 @@ def val_boxes(spec: DataSpec, *, log: Log = _to_stderr) -> Tensor:
 
 def _rendered(spec: DataSpec, garments: Tensor, index: Tensor, split: str, log: Log) -> scenes.Scenes:
     """The scenes of these indices, from the cache where they have been rendered before."""
-    what = hashlib.sha256(scenes.source_digest().encode() + split.encode() + index.numpy().astype("<i8").tobytes())
+    what = hashlib.sha256(f"{scenes.VERSION} {split} ".encode() + index.numpy().astype("<i8").tobytes())
     path = _cache(spec) / spec.name / f"{split}-{len(index)}-{what.hexdigest()[:16]}.safetensors"
     try:
         return scenes.Scenes(**load_file(path))

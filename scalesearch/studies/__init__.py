@@ -8,8 +8,16 @@ from __future__ import annotations
 
 from scalesearch.studies.experiment import Study, carry_out
 from scalesearch.studies.fidelity import fidelity
+from scalesearch.studies.figure3 import Figure3
+from scalesearch.studies.figure4 import Figure4
 from scalesearch.studies.figure8 import Figure8
+from scalesearch.studies.phi_check import PhiCheck
 
 __all__ = ["EXPERIMENTS", "Study", "carry_out", "fidelity"]
 
-EXPERIMENTS: dict[str, type[Study]] = {"figure8": Figure8}
+EXPERIMENTS: dict[str, type[Study]] = {
+    "figure3": Figure3,
+    "figure4": Figure4,
+    "figure8": Figure8,
+    "phi_check": PhiCheck,
+}

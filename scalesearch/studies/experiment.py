@@ -175,6 +175,14 @@ def draw(experiment: Study, directory: Path, *, title: str) -> list[Path]:
     return files
 
 
+def at_least_one(option: str, values: Sequence[float], *, least: float) -> None:
+    """Refuse an option that is no list of numbers from `least` to 100. Errors: ValueError."""
+    if not values or not all(math.isfinite(value) and least <= value <= 100 for value in values):
+        raise ValueError(
+            f"experiment.{option} is {list(values)!r}; it must be a list of numbers from {least:g} to 100, one at least"
+        )
+
+
 def shown_points(summary: pd.DataFrame) -> list[dict[str, str]]:
     """A row a point: what it is, what it costs, how accurate it is."""
     rows = []

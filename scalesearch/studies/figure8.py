@@ -1,4 +1,4 @@
-"""Figure 8 of arXiv:1905.11946: ways of scaling at the same counted cost, and what compound scaling gains over the best of one."""
+"""Figure 8 of arXiv:1905.11946: ways of scaling at the same counted cost, and what compound gains over the best."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from scalesearch.scaling import Coefficients
 from scalesearch.studies.dimensions import BASELINE, COMPOUND, MIXES, SINGLE, matched_points
-from scalesearch.studies.experiment import Study
+from scalesearch.studies.experiment import Study, at_least_one
 from scalesearch.studies.panels import ACCURACY, MACS_RATIO, curve
 from scalesearch.studies.points import Correct, Point, Setting
 from scalesearch.studies.summaries import Difference, Paired, summarised
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure8(Study):
-    """costs: times the baseline's counted multiply-adds; coefficients: alpha, beta, gamma of compound, or a study's name."""
+    """costs: times the baseline's counted multiply-adds; coefficients: those of compound scaling."""
 
     costs: Sequence[float]
     coefficients: Coefficients
@@ -37,6 +37,9 @@ class Figure8(Study):
         "equal multiply-adds are not equal seconds: width is the cheapest on a CPU",
         "the best single dimension is chosen on the images that it is compared on, which favours it over compound",
     )
+
+    def __post_init__(self) -> None:
+        at_least_one("costs", self.costs, least=1.05)
 
     def points(self, setting: Setting) -> list[Point]:
         return matched_points(setting, tuple(self.costs), self.coefficients)

@@ -37,3 +37,8 @@ def curve(
     mean, low, high = ((100 * rows[f"{score}_{end}"]).tolist() for end in ("mean", "low", "high"))
     labels = [str(label) if labelled and label == label else "" for label in rows["label"]]
     return Line(name, rows[x].tolist(), mean, low, high, labels, joined)
+
+
+def macs_unit(macs: pd.Series[float]) -> tuple[str, float]:
+    """(unit, its size) in which the largest of these multiply-adds is 1 or more."""
+    return ("billions", 1e9) if macs.max() >= 1e9 else ("millions", 1e6)

@@ -1,7 +1,7 @@
 """What the paper's experiments are made of: points, each a network with a recipe, trained with several seeds.
 
-An experiment lists its points; here they are matched in counted cost, trained as evaluations of the ledger, and put into a table
-of one row an evaluation, from which everything else follows.
+An experiment lists its points; here they are matched in counted cost, trained as evaluations of the ledger, and put
+into a table of one row an evaluation, from which everything else follows.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Point:
     at: where on the curve: the nominal multiple of the baseline's cost, a coefficient, a number of epochs.
     depth, width, resolution: multipliers of `base`, before rounding.
     moves: departures from the rule of rounding that bring it to its cost.
-    init: digest of the weights that it starts from; `after`: or the point whose weights, of the same seed, it starts from.
+    init: digest of the weights that it starts from; after: or the point whose weights, of the same seed, they are.
     """
 
     curve: str

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 from scipy import stats
 
 from scalesearch.selection import Pairs
@@ -23,8 +22,7 @@ _PLACE = ["curve", "label", "at"]
 def summarised(results: pd.DataFrame, score: str = "val_accuracy") -> pd.DataFrame:
     """A row a point, in the order of the results: means over the seeds that finished, with 95 % intervals.
 
-    How much seeds vary is pooled over all points, as three seeds alone say little of it: it takes a few points for granted
-    that vary more than others. `low` and `high` are NaN where no point has two seeds.
+    How much seeds vary is pooled over all points, as three seeds alone say little of it. `low` and `high` are NaN where no point has two seeds.
     """
     scores = [name for name in ("val_accuracy", "test_accuracy", score) if name in results.columns]
     rows: list[dict[str, Any]] = []
@@ -119,26 +117,3 @@ def published(name: str) -> pd.DataFrame:
 
 def percent(value: float) -> str:
     return "-" if not math.isfinite(value) else f"{100 * value:.2f}"
-
-
-def saturation(
-    ratio: np.ndarray[Any, np.dtype[np.float64]], accuracy: np.ndarray[Any, np.dtype[np.float64]]
-) -> tuple[float, float, float] | None:
-    """(ceiling, gain, rate) of accuracy = ceiling - gain * ratio^-rate, by least squares; None with fewer than four points.
-
-    The ceiling is what the fit says more of the same dimension would come to; it lies beyond what was measured.
-    """
-    from scipy.optimize import curve_fit
-
-    if len(ratio) < 4:
-        return None
-
-    def law(x: Any, ceiling: float, gain: float, rate: float) -> Any:
-        return ceiling - gain * x ** (-rate)
-
-    start = (float(accuracy.max()), max(1e-3, float(np.ptp(accuracy))), 0.7)
-    try:
-        found, _ = curve_fit(law, ratio, accuracy, p0=start, bounds=([0, 0, 0.02], [1.0, 2.0, 5.0]), maxfev=20_000)
-    except RuntimeError:
-        return None
-    return float(found[0]), float(found[1]), float(found[2])
