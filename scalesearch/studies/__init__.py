@@ -12,6 +12,7 @@ from scalesearch.studies.figure3 import Figure3
 from scalesearch.studies.figure4 import Figure4
 from scalesearch.studies.figure8 import Figure8
 from scalesearch.studies.phi_check import PhiCheck
+from scalesearch.studies.table3 import Table3
 
 __all__ = ["EXPERIMENTS", "Study", "carry_out", "fidelity"]
 
@@ -20,4 +21,5 @@ EXPERIMENTS: dict[str, type[Study]] = {
     "figure4": Figure4,
     "figure8": Figure8,
     "phi_check": PhiCheck,
+    "table3": Table3,
 }

@@ -195,10 +195,10 @@ def shown_points(summary: pd.DataFrame) -> list[dict[str, str]]:
             "multiply-adds": screen.count(row["macs"]),
             "ratio": f"{row['macs_ratio']:.3f}",
             "seeds": str(row["seeds"]),
-            "validation accuracy (%)": _with_interval(row, "val_accuracy"),
+            "validation accuracy (%)": with_interval(row, "val_accuracy"),
         }
         if "test_accuracy_mean" in row:
-            cells["test accuracy (%)"] = _with_interval(row, "test_accuracy")
+            cells["test accuracy (%)"] = with_interval(row, "test_accuracy")
         rows.append(cells)
     return rows
 
@@ -351,7 +351,7 @@ def _title(question: ReproduceQuestion) -> str:
     return f"{question.name}: {of}" + (f" on {question.data.name}" if question.data is not None else "")
 
 
-def _with_interval(row: Mapping[Any, Any], score: str) -> str:
+def with_interval(row: Mapping[Any, Any], score: str) -> str:
     mean, low, high = (100 * row[f"{score}_{end}"] for end in ("mean", "low", "high"))
     if not math.isfinite(mean):
         return "-"

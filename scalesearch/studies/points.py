@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -94,9 +95,7 @@ class Setting:
 
     def resized(self, curve: str, label: str, at: float, base: AnyNetwork, **multipliers: float) -> Point:
         """The point of `base` with depth, width and resolution multiplied and rounded, at whatever that costs."""
-        network = resize(
-            base, rounding=self.rounding, name=f"{base.name}_{curve}_{at:g}".replace(" ", ""), **multipliers
-        )
+        network = resize(base, rounding=self.rounding, name=_name(base, curve, f"{at:g}"), **multipliers)
         return self.point(curve, label, at, network, base=base, **multipliers)
 
     def matched(self, curve: str, ratio: float, base: AnyNetwork, coefficients: Coefficients, **values: Any) -> Point:
@@ -114,7 +113,7 @@ class Setting:
                 f"more than {100 * MATCHED:g} % off. A finer rounding, such as rounding=fine, or a larger baseline has one"
             )
         depth, width, resolution = coefficients.multipliers(variant.phi)
-        network = replace(variant.network, name=f"{base.name}_{curve}_{ratio:g}x".replace(" ", ""))
+        network = replace(variant.network, name=_name(base, curve, f"{ratio:g}x"))
         return self.point(
             curve,
             multipliers_label(depth, width, resolution),
@@ -127,6 +126,11 @@ class Setting:
             moves=tuple(map(str, variant.moves)),
             **values,
         )
+
+
+def _name(base: AnyNetwork, *words: str) -> str:
+    """A network's name, which is fit for a file's: "preresnet_tiny_depth+width_4x"."""
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "", "_".join([base.name, *words]))
 
 
 def multipliers_label(depth: float, width: float, resolution: float) -> str:
