@@ -67,15 +67,14 @@ def _main(arguments: list[str]) -> int:
     if arguments[0] == "-sc":
         return _complete(arguments)
     command, *rest = arguments
-    named = bool(rest) and "=" not in rest[0] and not rest[0].startswith("-")
-    if command == "init" and named:
+    if command == "init" and rest and "=" not in rest[0] and not rest[0].startswith("-"):
         rest[0] = f"name={rest[0]}"
     primary = _primary(command)
-    if named and (command == "reproduce" or (command == "plan" and "." not in rest[0])):
-        name = rest.pop(0)
-        rest += ["dry_run=true"] if command == "plan" else []
-        command, primary = "reproduce", "fidelity" if name == "fidelity" else "reproduce"
-        rest += [] if name == "fidelity" else [f"experiments={name}"]
+    if command in ("run", "plan", "retry", "reproduce"):
+        try:
+            command, primary, rest = _experiment(command, primary, rest)
+        except ValueError as error:
+            return _fail(str(error), USAGE)
     if any(word.startswith("baseline.factory=") for word in rest) and not any(w.startswith("baseline=") for w in rest):
         rest.append("baseline=factory")
     if command not in COMMANDS:
@@ -86,20 +85,42 @@ def _main(arguments: list[str]) -> int:
     rest = [word for word in rest if word != "--json"]
     if as_json and command not in JSON_COMMANDS:
         return _fail(f"{command} has no --json; these have: {', '.join(JSON_COMMANDS)}", USAGE)
-    if command == "reproduce" and primary == "reproduce" and not _asks_or_names(rest):
-        return _fail(f"a name is missing: scalesearch reproduce {' or '.join(_experiments())}", USAGE)
     return _hydra(command, rest, lambda composed: _carry_out(command, composed, as_json), primary)
 
 
-def _asks_or_names(words: Sequence[str]) -> bool:
-    """Whether an experiment is named, or something else than an experiment is asked for."""
-    return any(word.startswith(("experiments=", "-h", "--h", "--i", "--v")) for word in words)
+def _experiment(command: str, primary: str, words: list[str]) -> tuple[str, str, list[str]]:
+    """(command, configuration, words) where an experiment is named: `reproduce NAME`, and `plan NAME`, its dry run.
+
+    Errors: ValueError where the name is missing, or is that of a search.
+    """
+    named = bool(words) and "=" not in words[0] and not words[0].startswith("-")
+    given = [word.partition("=")[2] for word in words if word.startswith("experiments=")]
+    name = words[0] if named else given[-1] if given else None
+    if name == "fidelity":
+        return "reproduce", "fidelity", [*words[1:], *(["dry_run=true"] if command == "plan" else [])]
+    searches, others = _shipped_experiments()
+    if command == "reproduce":
+        if name is None and not any(word.startswith("-") for word in words):
+            raise ValueError(f"a name is missing: scalesearch reproduce {' or '.join([*others, 'fidelity'])}")
+        if name in searches:
+            raise ValueError(f"{name} is a search: scalesearch run experiments={name}")
+    elif name in searches and named:
+        return command, primary, [*words[1:], f"experiments={name}"]
+    elif name not in others and not named:
+        return command, primary, words
+    elif command != "plan":
+        raise ValueError(f"{name} is no search: scalesearch reproduce {name}")
+    rest = [word for word in words[named:] if not word.startswith("experiments=")]
+    if name is not None:
+        rest.append(f"experiments={name}")
+    return "reproduce", "reproduce", [*rest, *(["dry_run=true"] if command == "plan" else [])]
 
 
-def _experiments() -> list[str]:
-    """The names that `reproduce` takes: the shipped experiments that are no searches, and fidelity."""
+def _shipped_experiments() -> tuple[list[str], list[str]]:
+    """Names in conf/experiments: of searches, and of what `reproduce` carries out."""
     paths = sorted((conf_dir() / "experiments").glob("*.yaml"))
-    return [path.stem for path in paths if "\nexperiment:" in path.read_text()] + ["fidelity"]
+    others = [path.stem for path in paths if "\nexperiment:" in path.read_text()]
+    return [path.stem for path in paths if path.stem not in others], others
 
 
 def conf_dir() -> Path:
@@ -131,12 +152,22 @@ def _complete(arguments: list[str]) -> int:
     if len(words) == 1:
         print(" ".join(name for name in COMMANDS if name.startswith(words[0])))
         return DONE
+    primary = _primary(words[0] if words else "run")
     if words:
         name, space, after = words[1].partition(" ")
-        named = words[0] in ("init", "reproduce") and space and "=" not in name  # which Hydra does not know
-        os.environ["COMP_LINE"] = f"{program} {after if named else words[1]}"
+        rest = words[1]
+        if words[0] == "reproduce" and not space:
+            names = (*_shipped_experiments()[1], "fidelity")
+            print(" ".join(known for known in names if known.startswith(name)))
+            return DONE
+        if words[0] == "reproduce" and "=" not in name:
+            primary = "fidelity" if name == "fidelity" else primary
+            rest = after if name == "fidelity" else f"experiments={name} {after}"
+        elif words[0] == "init" and space and "=" not in name:  # the name, which Hydra does not know
+            rest = after
+        os.environ["COMP_LINE"] = f"{program} {rest}"
     sys.argv = ["scalesearch", *arguments]
-    return _compose(_primary(words[0] if words else "run"), lambda composed: DONE)
+    return _compose(primary, lambda composed: DONE)
 
 
 def _hydra(command: str, arguments: list[str], task: Callable[[DictConfig], int], primary: str) -> int:
@@ -326,8 +357,9 @@ def _keys(primary: str, overrides: Sequence[str]) -> list[str]:
 
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        plain = hydra.compose(primary)
-        groups = [word for word in overrides if word.partition("=")[0] in plain]
+        experiment = [word for word in overrides if word.startswith("experiments=")]  # without it reproduce has nothing
+        plain = hydra.compose(primary, overrides=experiment)
+        groups = [*experiment, *(word for word in overrides if word.partition("=")[0] in plain)]
         with contextlib.suppress(HydraException, ValueError):  # a choice of the user's own directory, say
             plain = hydra.compose(primary, overrides=groups)
         return walk(OmegaConf.to_container(plain), "")

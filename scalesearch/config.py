@@ -493,7 +493,7 @@ class ReproduceQuestion:
 _OF_REPRODUCE = ("proxy", "rounding", "executor", "experiment", "workspace", "init", "test", "dry_run", "retry")
 
 
-def load_reproduce(composed: DictConfig, known: Mapping[str, type]) -> ReproduceQuestion:
+def load_reproduce(composed: DictConfig, known: Mapping[str, Any]) -> ReproduceQuestion:
     """The checked question of `reproduce`; `known` are the classes of the experiments that there are."""
     groups = ("baseline", "baselines", "data", "target", "recipe")
     values = _plain(composed, _OF_REPRODUCE, optional=groups)
@@ -514,6 +514,8 @@ def load_reproduce(composed: DictConfig, known: Mapping[str, type]) -> Reproduce
         recipe = _section(Recipe, {"recipe": recipe_values}, "recipe")
     if (data is None) != (recipe is None):
         raise ValueError("data and recipe belong together: what is trained needs both, and else there is neither")
+    if target is not None and not known[name].tunes:
+        raise ValueError(f"target is {target.name!r}, which {name} does not read; only transfer tunes on other data")
     rounding = _section(Rounding, values, "rounding")
     proxy, grain, baselines = _section(Proxy, values, "proxy"), rounding, {}
     for given in tables.values():
@@ -565,8 +567,8 @@ def _coefficients(value: object, workspace: Path) -> Coefficients:
         value = [found.get(name) for name in ("alpha", "beta", "gamma")]
     if not isinstance(value, list) or len(value) != 3:
         raise ValueError(
-            f"experiment.coefficients is {value!r}; it must be [alpha, beta, gamma] (depth, width, resolution), such as "
-            "[1.2, 1.1, 1.15], or the name of a study"
+            f"experiment.coefficients is {value!r}; it must be [alpha, beta, gamma] (depth, width, resolution), such "
+            "as [1.2, 1.1, 1.15], or the name of a study"
         )
     coefficients = Coefficients(*value)
     if min(value) < 1 or coefficients.product == 1:

@@ -17,13 +17,13 @@ from scalesearch.budget import METRICS
 from scalesearch.network import Network
 from scalesearch.scaling import Coefficients
 
-PRIMARIES = ("run", "cost", "train", "reproduce", "variants", "status", "report", "ui", "sync")
+PRIMARIES = ("run", "cost", "train", "fidelity", "variants", "status", "report", "ui", "sync")
 COEFFICIENTS = ("coefficients.alpha=1.2", "coefficients.beta=1.1", "coefficients.gamma=1.15")
 QUESTIONS = {
     "run": (config.load_experiment, ()),
     "cost": (config.load_cost, ()),
     "train": (config.load_train, ()),
-    "reproduce": (lambda composed: config.load_reproduce(composed, ["fidelity"]), ("name=fidelity",)),
+    "fidelity": (config.load_fidelity, ()),
     "variants": (config.load_variants, COEFFICIENTS),
     "status": (config.load_study, ()),
     "report": (config.load_study, ()),
@@ -48,7 +48,7 @@ MAY_BE_MISSING = {
     },
     "cost": {"rounding.resolution_multiple", *OF_A_BASELINE},
     "train": {"data.split_seed", "data.cache", "rounding.resolution_multiple", *OF_A_BASELINE},
-    "reproduce": set(),
+    "fidelity": set(),
     "variants": {"rounding.resolution_multiple", *OF_A_BASELINE},
     "status": set(),
     "report": set(),

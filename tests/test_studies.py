@@ -34,7 +34,7 @@ from scalesearch.executor import EXECUTORS
 from scalesearch.ledger import Ledger, lock_study
 from scalesearch.network import Network, from_table
 from scalesearch.scaling import scale
-from scalesearch.studies import STUDIES
+from scalesearch.studies import EXPERIMENTS
 from scalesearch.studies.agreement import Agreement, Estimate, agreement, kendall, means, perfect_limit, ranks, spearman
 from scalesearch.studies.fidelity import SHORT_EPOCHS, caution, what_is_lost
 from scalesearch.studies.references import Searched, read_search, spread
@@ -443,8 +443,8 @@ def test_a_proxy_that_is_right_is_believed(searched: Callable[..., Place]) -> No
 
 def study_of(place: Place, *, epochs: float, losses: Sequence[float], choice: str, tied: Sequence[str]) -> Searched:
     """The planted study as if it had trained so long, with such losses, and come to such a choice."""
-    question = config.ReproduceQuestion(
-        **{"name": "fidelity", "study": STUDY, "workspace": place.workspace, "against": "epochs", "factor": 4.0},
+    question = config.FidelityQuestion(
+        **{"study": STUDY, "workspace": place.workspace, "against": "epochs", "factor": 4.0},
         **{"candidates": 5, "seeds": None, "function": None, "dry_run": False, "retry": False},
         **{"executor_name": "local", "executor": {}},
     )  # type: ignore[arg-type]
@@ -738,8 +738,8 @@ def test_weights_that_the_study_starts_from_are_those_of_the_references(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("reproduce", "name is missing; what is to be reproduced? scalesearch reproduce fidelity"),
-        ("reproduce fidelty", "name is 'fidelty'; did you mean 'fidelity'? (known: fidelity)"),
+        ("reproduce", "a name is missing: scalesearch reproduce b_series or figure3"),
+        ("reproduce figur8", "there is no experiments 'figur8'; did you mean 'figure8'?"),
         ("reproduce fidelity against=epoch", "against is 'epoch'; did you mean 'epochs'? (known: epochs, phi, proxy)"),
         ("reproduce fidelity against=[phi]", "against is ['phi']"),
         ("reproduce fidelity factor=1", "factor is 1; it must be a number from 1.01 to 1000"),
@@ -925,9 +925,8 @@ def test_help_lists_every_experiment_with_its_cost(call: Any, capsys: pytest.Cap
         cli.main(["reproduce", "--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    for name in STUDIES:
-        assert f"\n{name}  " in said
-    assert "it costs about as much as\n" in said
+    for name in (*EXPERIMENTS, "fidelity"):
+        assert f"\n{name}  " in said, "its question, cost and time"
 
 
 @pytest.mark.parametrize(
@@ -935,7 +934,8 @@ def test_help_lists_every_experiment_with_its_cost(call: Any, capsys: pytest.Cap
     [
         ("scalesearch reproduce fidelity agai", "against="),
         ("scalesearch reproduce fidelity against=phi cand", "candidates="),
-        ("scalesearch reproduce agai", "against="),
+        ("scalesearch reproduce fig", "figure8"),
+        ("scalesearch reproduce figure8 recipe.ep", "recipe.epochs="),
         ("scalesearch init my_net dir", "directory="),
     ],
 )

@@ -312,7 +312,7 @@ def _read_idx(path: Path, *, ndim: int) -> NDArray[np.uint8]:
 
 
 def fashion_scenes(spec: DataSpec, log: Log) -> Source:
-    """Scenes of Fashion-MNIST's garments on a canvas of 96 px (`scenes`): 100,000 + 10,000 to validate + 20,000 to test.
+    """Scenes of Fashion-MNIST's garments on a canvas of 96 px (`scenes`): 100,000, 10,000 to validate, 20,000 to test.
 
     The first 50,000 garments of the training set are shown in two training scenes each, its last 10,000 in one
     validation scene, and the test set's in two test scenes each. Rendered once and kept in the cache.

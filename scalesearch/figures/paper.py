@@ -1,7 +1,7 @@
 """The paper's figures of accuracy against cost, as panels of lines: one drawing for all of them.
 
-After Figures 3, 4 and 8 of arXiv:1905.11946: accuracy in percent over multiply-adds, a line a way of scaling, and beside each dot
-the multipliers that it was scaled with.
+After Figures 3, 4 and 8 of arXiv:1905.11946: accuracy in percent over multiply-adds, a line a way of scaling, and
+beside each dot the multipliers that it was scaled with.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An experiment of the paper from its question to its figure: `scalesearch reproduce NAME`.
 
-`carry_out` reads top to bottom: points, trainings, what is measured of them, summary, finding, figure. What an experiment itself
-is, it says as a `Study`.
+`carry_out` reads top to bottom: points, trainings, what is measured of them, summary, finding, figure. What an
+experiment itself is, it says as a `Study`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ if TYPE_CHECKING:
 class Study:
     """What an experiment asks, trains and says. A subclass is a frozen dataclass whose fields are its options.
 
-    asks: its question, in a line. rests_on: what its answer rests on, printed with the figure.
-    figures: name of each figure to the function that draws it from the summary, by the title.
+    asks: its question, in a line. rests_on: what its answer rests on, printed with it.
+    tunes: whether it reads `target`.
     """
 
     asks: ClassVar[str]
     rests_on: ClassVar[Sequence[str]] = ()
+    tunes: ClassVar[bool] = False
 
     def points(self, setting: Setting) -> list[Point]:
         """Everything that is trained. Errors: ValueError where the setting does not fit."""
@@ -227,8 +228,8 @@ def readme(entry: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> str:
         lines += ["| " + " | ".join(row.values()) + " |" for row in rows] + [""]
     if entry["trainings"]:
         lines += [
-            f"{entry['trainings']} trainings, {entry['seeds']} seeds a point, {screen.duration(entry['train_seconds'])} of "
-            f"training on one thread each; intervals are at 95 %.",
+            f"{entry['trainings']} trainings, {entry['seeds']} seeds a point, "
+            f"{screen.duration(entry['train_seconds'])} of training on one thread each; intervals are at 95 %.",
         ]
     lines += [f"Python {here['python']}, torch {here['torch']}, {here['machine']}, device {here['device']}.", ""]
     return "\n".join(lines)
@@ -298,8 +299,8 @@ def _show_plan(
     out.table("What is trained", rows, {heading: heading for heading in rows[0]})
     sizes = describe(setting.data)
     out.say(
-        f"{outlook['trainings']} trainings ({setting.seeds} seeds each) on {sizes.num_train} images of {sizes.name}; those "
-        "that the ledger has are not repeated"
+        f"{outlook['trainings']} trainings ({setting.seeds} seeds each) on {sizes.num_train} images of {sizes.name}; "
+        "those that the ledger has are not repeated"
     )
     out.say(f"expected time for all of them on this machine: {screen.duration(outlook['estimated_seconds'])}")
 
@@ -323,7 +324,8 @@ class _Lines:
             left = f"; left: {screen.duration(pace * (self._total - self._done))} at most"
         source = " (from the ledger)" if outcome.reused else ""
         self._out.say(
-            f"[{self._done}/{self._total}] {point.curve} {point.label} seed {outcome.evaluation.seed}: {said}{source}{left}"
+            f"[{self._done}/{self._total}] {point.curve} {point.label} seed {outcome.evaluation.seed}: "
+            f"{said}{source}{left}"
         )
 
 

@@ -70,8 +70,9 @@ class Figure3(Study):
             ceiling = float(rows["ceiling"].iloc[0])
             fitted = f", fitted ceiling {100 * ceiling:.1f} %" if math.isfinite(ceiling) else ""
             said.append(
-                f"{name} takes accuracy from {100 * accuracy[0]:.1f} % to {100 * accuracy[-1]:.1f} % at {ratio[-1]:.1f} "
-                f"times the cost, {100 * slopes[0]:+.1f} points a doubling at first and {100 * slopes[-1]:+.1f} at last"
+                f"{name} takes accuracy from {100 * accuracy[0]:.1f} % to {100 * accuracy[-1]:.1f} % at "
+                f"{ratio[-1]:.1f} times the cost, {100 * slopes[0]:+.1f} points a doubling at first and "
+                f"{100 * slopes[-1]:+.1f} at last"
                 f"{fitted}"
             )
         return "; ".join(said) + "."
@@ -92,7 +93,7 @@ class Figure3(Study):
 
 
 def saturation(ratio: Any, accuracy: Any) -> tuple[float, float, float] | None:
-    """(ceiling, gain, rate) of accuracy = ceiling - gain * ratio^-rate, by least squares; None with less than four points.
+    """(ceiling, gain, rate) of accuracy = ceiling - gain * ratio^-rate, by least squares; None for fewer than four.
 
     The ceiling is a fraction from 0 to 1: what the fit says that more of the same dimension comes to.
     """

@@ -28,7 +28,7 @@ class Figure4(Study):
 
     asks: ClassVar[str] = "Does width gain more where depth and resolution are larger too, at the same multiply-adds?"
     rests_on: ClassVar[Sequence[str]] = (
-        "curves are compared where they overlap in counted cost, by straight lines in its logarithm between their points",
+        "curves are compared where they overlap in counted cost, by straight lines between points in its logarithm",
         "the paper's text beside its figure says r=2.0 where the legend says r=1.3; the legend's values are used",
         "two epochs: nothing is trained to the end",
     )
@@ -78,8 +78,8 @@ class Figure4(Study):
             )
         best = summary.to_dict("records")[int(summary["val_accuracy_mean"].to_numpy(float).argmax())]
         return (
-            f"{'; '.join(said) or 'there is one curve alone'}; the most accurate network is {best['curve']}, {best['label']} with "
-            f"{100 * best['val_accuracy_mean']:.1f} % at {best['macs_ratio']:.1f} times the cost."
+            f"{'; '.join(said) or 'there is one curve alone'}; the most accurate network is {best['curve']}, "
+            f"{best['label']} with {100 * best['val_accuracy_mean']:.1f} % at {best['macs_ratio']:.1f} times the cost."
         )
 
     def draw(self, summary: pd.DataFrame, directory: Path, *, title: str) -> dict[str, Figure]:

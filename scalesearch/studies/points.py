@@ -109,8 +109,9 @@ class Setting:
         ).variant
         if abs(variant.macs_ratio / ratio - 1) > MATCHED:
             raise ValueError(
-                f"{curve} at {ratio:g} times the cost of {base.name}: the nearest network has {variant.macs_ratio:.3f} times, "
-                f"more than {100 * MATCHED:g} % off. A finer rounding, such as rounding=fine, or a larger baseline has one"
+                f"{curve} at {ratio:g} times the cost of {base.name}: the nearest network has {variant.macs_ratio:.3f} "
+                f"times, more than {100 * MATCHED:g} % off. A finer rounding, such as rounding=fine, or a larger "
+                "baseline has one"
             )
         depth, width, resolution = coefficients.multipliers(variant.phi)
         network = replace(variant.network, name=_name(base, curve, f"{ratio:g}x"))

@@ -22,13 +22,15 @@ _PLACE = ["curve", "label", "at"]
 def summarised(results: pd.DataFrame, score: str = "val_accuracy") -> pd.DataFrame:
     """A row a point, in the order of the results: means over the seeds that finished, with 95 % intervals.
 
-    How much seeds vary is pooled over all points, as three seeds alone say little of it. `low` and `high` are NaN where no point has two seeds.
+    How much seeds vary is pooled over all points, as three seeds alone say little of it. `low` and `high` are NaN where
+    no point has two seeds.
     """
     scores = [name for name in ("val_accuracy", "test_accuracy", score) if name in results.columns]
     rows: list[dict[str, Any]] = []
     finished = results[results["state"] == "finished"]
     groups = [group for _, group in finished.groupby(_PLACE, sort=False)]
-    reach = {name: _reach([group[name].to_numpy(float) for group in groups]) for name in dict.fromkeys(scores)}
+    apart = {tuple(sorted(group["key"])): group for group in groups}.values()  # several points may be one network
+    reach = {name: _reach([group[name].to_numpy(float) for group in apart]) for name in dict.fromkeys(scores)}
     kept = [
         "curve",
         "label",
@@ -90,13 +92,14 @@ class Paired:
 
     def __init__(self, results: pd.DataFrame, correct: Mapping[str, Correct]) -> None:
         self._seeds: dict[tuple[str, float], dict[int, Correct]] = {}
-        for row in results[results["state"] == "finished"].to_dict("records"):
-            self._seeds.setdefault((row["curve"], float(row["at"])), {})[int(row["seed"])] = correct[row["key"]]
-        whole: dict[str, dict[int, Correct]] = {}
-        sizes = {len(next(iter(seeds.values()))) for seeds in self._seeds.values()}
-        for (curve, at), seeds in self._seeds.items():
-            whole[f"{curve} {at!r}"] = seeds
-        self._pairs = Pairs(whole) if len(sizes) == 1 else None
+        apart: dict[str, dict[int, Correct]] = {}  # by network: several points may be one
+        for row in results[results["state"] == "finished"].sort_values("seed", kind="stable").to_dict("records"):
+            seeds = self._seeds.setdefault((row["curve"], float(row["at"])), {})
+            seeds[int(row["seed"])] = correct[row["key"]]
+            if int(row["seed"]) == min(seeds):
+                apart[row["key"]] = seeds
+        sizes = {len(right) for seeds in apart.values() for right in seeds.values()}
+        self._pairs = Pairs(apart) if len(sizes) == 1 else None
 
     def difference(
         self, one: tuple[str, float], other: tuple[str, float], *, confidence: float = CONFIDENCE
