@@ -44,7 +44,8 @@ class Recipe:
     """How a network is trained. Its values are part of an evaluation's key.
 
     epochs: passes over the training images; of a part of one, 0.5 say, the first half of its batches.
-    schedule: "one_cycle" (linear rise over `warmup` of the steps, then to zero) or "cosine" (the same rise).
+    schedule: after a linear rise over `warmup` of the steps, "one_cycle" (straight to zero), "cosine", or "steps" (a
+        tenth from half of all steps on, a hundredth from three quarters on).
     learning_rate: its highest value, for `batch_size` images a step.
     weight_decay: of convolutions and linear weights, not of norms, biases and learned tokens.
     crop_padding: the padded crop's margin as a share of the resolution; 0 switches it off.
@@ -90,7 +91,7 @@ class Recipe:
                 object.__setattr__(self, name, float(value))
         if float(self.epochs).is_integer():  # as a key has had it since before there were parts of epochs
             object.__setattr__(self, "epochs", int(self.epochs))
-        for name, known in (("schedule", ("one_cycle", "cosine")), ("autocast", ("auto", "bfloat16", "off"))):
+        for name, known in (("schedule", ("one_cycle", "cosine", "steps")), ("autocast", ("auto", "bfloat16", "off"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"recipe.{name} is {getattr(self, name)!r}; known: {', '.join(known)}")
 
@@ -192,7 +193,7 @@ def train(
         AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
     )
 
-    images = _resized(data, "train", network.resolution).to(place)  # (N, C, H, W) uint8
+    images = resized(data, "train", network.resolution).to(place)  # (N, C, H, W) uint8
     labels = data.train_labels.to(place)
     mean, std = (torch.tensor(v, device=place).mul(255).view(1, -1, 1, 1) for v in (data.mean, data.std))
     batch = min(recipe.batch_size, len(images))
@@ -293,7 +294,7 @@ def evaluate(
     """(mean cross entropy, a bool per image whether it is right) on "val" or "test", in float32."""
     model.eval()
     if split == "val":
-        images, labels = _resized(data, "val", network.resolution), data.val_labels
+        images, labels = resized(data, "val", network.resolution), data.val_labels
     else:
         images, labels = data.test()
         images = _resize(images, network.resolution)
@@ -411,7 +412,7 @@ _RESIZED: dict[tuple[str, str, int], Tensor] = {}
 _RESIZED_BYTES = 1 << 30
 
 
-def _resized(data: Data, split: str, resolution: int) -> Tensor:
+def resized(data: Data, split: str, resolution: int) -> Tensor:
     """The images of "train" or "val" at this resolution; the last 1 GiB of them is kept for the next training."""
     key = (data.fingerprint, split, resolution)
     if key not in _RESIZED:
@@ -442,6 +443,8 @@ def _schedule(recipe: Recipe, progress: float) -> float:
     """The learning rate's share of its highest value at `progress`, 0 to 1."""
     if progress < recipe.warmup:
         return max(0.04, progress / recipe.warmup)
+    if recipe.schedule == "steps":
+        return 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01
     rest = (progress - recipe.warmup) / (1 - recipe.warmup)
     return 0.5 + 0.5 * math.cos(math.pi * rest) if recipe.schedule == "cosine" else 1 - rest
 

@@ -38,7 +38,8 @@ DOORS = {
     "torchvision": {"pretrained"},
     "timm": {"pretrained", "export"},
     "onnxruntime": {"export"},
-    "safetensors": {"pretrained", "training", "export", "tracking"},
+    "captum": {"studies"},
+    "safetensors": {"data", "pretrained", "training", "export", "tracking"},
 }
 UNPICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 

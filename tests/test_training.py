@@ -570,20 +570,20 @@ def test_mean_and_std_of_the_training_images_are_applied(data: Data) -> None:
 
 def test_images_of_one_resolution_are_not_taken_for_another_s(data: Data) -> None:
     sizes = {
-        (split, side): training._resized(data, split, side).shape for split in ("train", "val") for side in (8, 11, 8)
+        (split, side): training.resized(data, split, side).shape for split in ("train", "val") for side in (8, 11, 8)
     }
     assert sizes == {
         (split, side): (count, 1, side, side) for split, count in (("train", 600), ("val", 101)) for side in (8, 11)
     }
     other = dataclasses.replace(data, val_images=255 - data.val_images, fingerprint="inverted")
-    assert not torch.equal(training._resized(other, "val", 11), training._resized(data, "val", 11))
-    assert training._resized(data, "val", 8) is data.val_images  # no copy where none is needed
-    assert training._resized(data, "val", 11) is training._resized(data, "val", 11)
+    assert not torch.equal(training.resized(other, "val", 11), training.resized(data, "val", 11))
+    assert training.resized(data, "val", 8) is data.val_images  # no copy where none is needed
+    assert training.resized(data, "val", 11) is training.resized(data, "val", 11)
 
 
 def test_what_is_kept_resized_has_a_limit(data: Data) -> None:
     for side in range(100, 280, 12):
-        training._resized(data, "train", side)
+        training.resized(data, "train", side)
         kept = sum(images.nbytes for images in training._RESIZED.values())
         assert kept <= training._RESIZED_BYTES
     training._RESIZED.clear()

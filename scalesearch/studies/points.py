@@ -6,7 +6,6 @@ into a table of one row an evaluation, from which everything else follows.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scalesearch import pretrained
 from scalesearch.budget import Limits, Meter
 from scalesearch.cost import cost
 from scalesearch.data import DataSpec, load
@@ -227,10 +227,10 @@ class Trainings:
 
     def started(self, point: Point, first: Evaluation) -> Evaluation:
         """The training of a point from the weights that a finished one left."""
-        content = self.ledger.weights_path(first.key).read_bytes()
-        init = hashlib.sha256(content).hexdigest()
-        self.ledger.keep_initial(init, content)
-        return Evaluation(point.network, point.recipe, self._fingerprint(point.data), first.seed, init)
+        left = str(self.ledger.weights_path(first.key))
+        initial = pretrained.fetch(left, [first.network], warn=lambda words: None)  # named by place, for other classes
+        self.ledger.keep_initial(initial.digest, initial.content)
+        return Evaluation(point.network, point.recipe, self._fingerprint(point.data), first.seed, initial.digest)
 
     def _fingerprint(self, data: DataSpec) -> str:
         if data not in self._fingerprints:
