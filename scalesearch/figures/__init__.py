@@ -423,7 +423,11 @@ def _head(figure: Figure, title: str, handles: Sequence[Artist] = ()) -> None:
     figure.set_figheight(figure.get_figheight() + 0.14 * len(lines))
     if handles:
         style: dict[str, Any] = {"columnspacing": 1, "handletextpad": 0.5, "borderaxespad": 0.2}
-        figure.legend(handles=handles, title="\n".join(lines) or None, loc="outside upper center", ncols=4, **style)
+        longest = max(len(str(handle.get_label())) for handle in handles)
+        columns = max(1, min(4, int(figure.get_figwidth() * 18 / (longest + 6))))
+        figure.legend(
+            handles=handles, title="\n".join(lines) or None, loc="outside upper center", ncols=columns, **style
+        )
     elif lines:
         figure.suptitle("\n".join(lines))
 

@@ -136,7 +136,7 @@ def _panel(axes: Any, panel: Panel, looks: Mapping[str, tuple[str, Any, Any]]) -
         drawn.set(linestyle=dashes if line.joined else "none", gid=f"line {line.name}", zorder=3 + (marker == "*"))
     if panel.powers:
         axes.set_xscale("log", base=2)
-        axes.set_xticks(list(panel.powers), [f"{value:g}" for value in panel.powers])
+        axes.set_xticks(list(panel.powers), [f"{value:.3g}" for value in panel.powers])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:

@@ -110,9 +110,9 @@ class BSeries(Study):
         phis = sorted(float(b7[f"phi_by_{name}"]) for name in ("depth", "width", "resolution"))
         gap = (released["macs"] / 1e9 / released["paper_flops_B"] - 1).abs().max()
         return (
-            f"B7 as released costs {b7['macs_ratio']:.1f} times B0 where 2^7 is 128, and its three multipliers stand for "
-            f"phi {phis[0]:.2f} to {phis[-1]:.2f}; {by_rule}; counted multiply-adds are within {100 * gap:.0f} % of the "
-            "printed ones."
+            f"B7 as released costs {b7['macs_ratio']:.1f} times B0 where 2^7 is 128, and its multipliers stand for phi "
+            f" {phis[0]:.2f} to {phis[-1]:.2f}; {by_rule}; counted multiply-adds are within {100 * gap:.0f} % of "
+            "the printed ones."
         )
 
     def shown(self, summary: pd.DataFrame) -> list[dict[str, str]]:

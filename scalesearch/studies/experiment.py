@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from scalesearch import screen, study
 from scalesearch.config import ReproduceQuestion
+from scalesearch.cost import cost
 from scalesearch.data import describe
 from scalesearch.evaluation import Outcome
 from scalesearch.executor import EXECUTORS, default_workers
@@ -29,6 +30,9 @@ from scalesearch.training import environment, seconds_per_image
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+
+_MOST_TIMED_MACS = 5e7  # of a network that a plan times itself; larger ones take as long as their multiply-adds say
 
 
 class Study:
@@ -176,11 +180,12 @@ def draw(experiment: Study, directory: Path, *, title: str) -> list[Path]:
     return files
 
 
-def at_least_one(option: str, values: Sequence[float], *, least: float) -> None:
-    """Refuse an option that is no list of numbers from `least` to 100. Errors: ValueError."""
-    if not values or not all(math.isfinite(value) and least <= value <= 100 for value in values):
+def at_least_one(option: str, values: Sequence[float], *, least: float, most: float = 100) -> None:
+    """Refuse an option that is no list of numbers from `least` to `most`. Errors: ValueError."""
+    if not values or not all(math.isfinite(value) and least <= value <= most for value in values):
         raise ValueError(
-            f"experiment.{option} is {list(values)!r}; it must be a list of numbers from {least:g} to 100, one at least"
+            f"experiment.{option} is {list(values)!r}; it must be a list of numbers from {least:g} to {most:g}, one at "
+            "least"
         )
 
 
@@ -260,13 +265,15 @@ def _outlook(question: ReproduceQuestion, setting: Setting, points: Sequence[Poi
     threads = int(question.executor["threads"])
     workers = int(question.executor["workers"] or 0) or max(1, default_workers() // threads)
     seconds: dict[tuple[Any, ...], float] = {}
-    for point in points:
+    slowest = (0.0, 0.0)  # multiply-adds and seconds an image of the largest network that was timed
+    for point in sorted(points, key=lambda point: cost(point.network).macs):
         what = (point.network, point.recipe, point.data, point.init, point.after is not None)
         if what not in seconds:
-            sizes = describe(point.data)
+            sizes, macs = describe(point.data), cost(point.network).macs
             images = sizes.num_train * point.recipe.epochs + sizes.num_val / 3
-            pace = seconds_per_image(point.network, point.recipe, threads=threads, budget_seconds=0.05)
-            seconds[what] = pace * images
+            if macs <= _MOST_TIMED_MACS or not slowest[0]:
+                slowest = macs, seconds_per_image(point.network, point.recipe, threads=threads, budget_seconds=0.05)
+            seconds[what] = images * slowest[1] * macs / slowest[0]
     work = math.fsum(
         point_values(point)["macs"] * describe(point.data).num_train * point.recipe.epochs for point in points
     )

@@ -68,7 +68,7 @@ class Figure3(Study):
                 continue
             slopes = np.diff(accuracy) / np.diff(np.log2(ratio))
             ceiling = float(rows["ceiling"].iloc[0])
-            fitted = f", fitted ceiling {100 * ceiling:.1f} %" if math.isfinite(ceiling) else ""
+            fitted = f", fitted ceiling {100 * ceiling:.1f} %" if math.isfinite(ceiling) else ", no ceiling in sight"
             said.append(
                 f"{name} takes accuracy from {100 * accuracy[0]:.1f} % to {100 * accuracy[-1]:.1f} % at "
                 f"{ratio[-1]:.1f} times the cost, {100 * slopes[0]:+.1f} points a doubling at first and "
@@ -95,7 +95,8 @@ class Figure3(Study):
 def saturation(ratio: Any, accuracy: Any) -> tuple[float, float, float] | None:
     """(ceiling, gain, rate) of accuracy = ceiling - gain * ratio^-rate, by least squares; None for fewer than four.
 
-    The ceiling is a fraction from 0 to 1: what the fit says that more of the same dimension comes to.
+    The ceiling is a fraction below 1: what the fit says that more of the same dimension comes to. None as well where
+    the best fit has no ceiling, but runs into 1.
     """
     from scipy.optimize import curve_fit
 
@@ -106,7 +107,7 @@ def saturation(ratio: Any, accuracy: Any) -> tuple[float, float, float] | None:
         found, _ = curve_fit(_law, ratio, accuracy, p0=start, bounds=([0, 0, 0.02], [1, 2, 5]), max_nfev=20_000)
     except RuntimeError:
         return None
-    return float(found[0]), float(found[1]), float(found[2])
+    return (float(found[0]), float(found[1]), float(found[2])) if found[0] < 0.999 else None
 
 
 def _law(ratio: Any, ceiling: float, gain: float, rate: float) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from scalesearch.scaling import Coefficients
 from scalesearch.studies.dimensions import BASELINE, COMPOUND, MIXES, SINGLE, matched_points
 from scalesearch.studies.experiment import Study, at_least_one
-from scalesearch.studies.panels import ACCURACY, MACS_RATIO, curve
+from scalesearch.studies.panels import ACCURACY, curve, macs_unit
 from scalesearch.studies.points import Correct, Point, Setting
 from scalesearch.studies.summaries import Difference, Paired, summarised
 
@@ -95,23 +95,27 @@ class Figure8(Study):
     def draw(self, summary: pd.DataFrame, directory: Path, *, title: str) -> dict[str, Figure]:
         from scalesearch.figures.paper import Panel, draw_panels
 
-        base = summary[summary["curve"] == BASELINE]
-        powers = [1, *sorted(set(summary["at"]) - {1.0})]
+        unit, size = macs_unit(summary["macs"])
+        shown = summary.assign(macs=summary["macs"] / size)
+        base = shown[shown["curve"] == BASELINE]
+        costs = [1.0, *sorted(set(summary["at"]) - {1.0})]
+        one_time = float((shown["macs"] / shown["macs_ratio"]).median())
+        x_label = f"multiply-adds ({unit}): {_list(costs)} times the first"
 
-        def panel(names: Sequence[str], labelled: Sequence[str], heading: str) -> Panel:
+        def panel(names: Sequence[str], labelled: Sequence[str]) -> Panel:
             lines = [
-                curve(summary, name, before=base, labelled=name in labelled)
+                curve(shown, name, x="macs", before=base, labelled=name in labelled)
                 for name in names
-                if (summary["curve"] == name).any()
+                if (shown["curve"] == name).any()
             ]
-            return Panel(heading, MACS_RATIO, ACCURACY, lines, powers)
+            return Panel("", x_label, ACCURACY, lines, [one_time * cost for cost in costs])
 
-        one = panel((*SINGLE, COMPOUND), (*SINGLE, COMPOUND), "")
+        one = panel((*SINGLE, COMPOUND), (*SINGLE, COMPOUND))
         figures = {
             "figure8": draw_panels([one], title=title, foot="Bars: 95 % intervals; equal counted multiply-adds.")
         }
         if (summary["curve"].isin(MIXES)).any():
-            two = panel((*MIXES, COMPOUND), (COMPOUND,), "")
+            two = panel((*MIXES, COMPOUND), (COMPOUND,))
             figures["figure8_mixes"] = draw_panels(
                 [two], title=title, foot="Bars: 95 % intervals; equal counted multiply-adds."
             )

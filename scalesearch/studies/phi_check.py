@@ -124,9 +124,13 @@ class PhiCheck(Study):
         names = list(dict.fromkeys(summary["curve"]))
         panels = []
         for dimension in DIMENSIONS:
-            of_ray = [CENTRE, *(name for name in names if name.startswith(f"{dimension} +"))]
-            lines = [curve(summary, name, labelled=False) for name in of_ray]
-            panels.append(Panel(f"more to {dimension}", MACS_RATIO, ACCURACY, lines, sorted(set(summary["at"]))))
+            of_ray = [name for name in names if name.startswith(f"{dimension} +")]
+            lines = [curve(summary, CENTRE, labelled=False)]
+            for name in of_ray:
+                step = float(name.partition("+")[2])
+                words = "all of it" if step == 1 else f"{step:g} of the others' share"
+                lines.append(curve(summary, name, labelled=False)._replace(name=words))
+            panels.append(Panel(f"to {dimension}", MACS_RATIO, ACCURACY, lines, sorted(set(summary["at"]))))
         return {
             "phi_check": draw_panels(panels, title=title, foot="Bars: 95 % intervals; equal counted multiply-adds.")
         }

@@ -51,8 +51,8 @@ class ProxyStudy(Study):
         networks = list(setting.baselines.values())
         if len(networks) != 4:
             raise ValueError(
-                f"proxy_study compares four networks, and {len(networks)} are given; baselines has small, small with SE, "
-                "large, large with SE"
+                f"proxy_study compares four networks, and {len(networks)} are given; baselines has small, small with "
+                "SE, large, large with SE"
             )
         mixed = replace(setting.recipe, mixup=self.mixup)
         found = []

@@ -49,7 +49,7 @@ class Transfer(Study):
 
     def __post_init__(self) -> None:
         at_least_one("cost", [self.cost], least=1.05)
-        at_least_one("epochs", self.epochs, least=0.01)
+        at_least_one("epochs", self.epochs, least=0.01, most=10_000)
 
     def points(self, setting: Setting) -> list[Point]:
         if setting.target is None:
