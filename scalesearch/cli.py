@@ -93,12 +93,13 @@ def _experiment(command: str, primary: str, words: list[str]) -> tuple[str, str,
 
     Errors: ValueError where the name is missing, or is that of a search.
     """
-    named = bool(words) and "=" not in words[0] and not words[0].startswith("-")
+    searches, others = _shipped_experiments()
+    first = words[0] if words and words[0].isidentifier() else None
+    named = first is not None and (command in ("plan", "reproduce") or first in (*searches, *others))
     given = [word.partition("=")[2] for word in words if word.startswith("experiments=")]
-    name = words[0] if named else given[-1] if given else None
+    name = first if named else given[-1] if given else None
     if name == "fidelity":
         return "reproduce", "fidelity", [*words[1:], *(["dry_run=true"] if command == "plan" else [])]
-    searches, others = _shipped_experiments()
     if command == "reproduce":
         if name is None and not any(word.startswith("-") for word in words):
             raise ValueError(f"a name is missing: scalesearch reproduce {' or '.join([*others, 'fidelity'])}")

@@ -27,10 +27,13 @@ class Figure4(Study):
     curves: Sequence[Sequence[float]]
 
     asks: ClassVar[str] = "Does width gain more where depth and resolution are larger too, at the same multiply-adds?"
+    paper: ClassVar[str] = (
+        "with depth and resolution kept, width saturates soon; with both larger it is much better at the same "
+        "FLOPs (section 3.3); the dots' values are not printed"
+    )
     rests_on: ClassVar[Sequence[str]] = (
         "curves are compared where they overlap in counted cost, by straight lines between points in its logarithm",
         "the paper's text beside its figure says r=2.0 where the legend says r=1.3; the legend's values are used",
-        "two epochs: nothing is trained to the end",
     )
 
     def __post_init__(self) -> None:

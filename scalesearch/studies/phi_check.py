@@ -40,10 +40,13 @@ class PhiCheck(Study):
     steps: Sequence[float]
 
     asks: ClassVar[str] = "Does the split of the compute that is best at phi = 1 stay the best at larger phi?"
+    paper: ClassVar[str] = (
+        "alpha, beta and gamma are found at phi = 1 and kept for all larger phi (section 3.3); whether they "
+        "stay the best is not tested"
+    )
     rests_on: ClassVar[Sequence[str]] = (
         "the best at the smallest phi is known by the same trainings, so what it keeps at larger ones errs downwards",
         "a few splits on three rays, not all that there are",
-        "two epochs: nothing is trained to the end, and deep networks are the furthest from it",
     )
 
     def __post_init__(self) -> None:

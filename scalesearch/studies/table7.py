@@ -51,6 +51,10 @@ class Table7(Study):
     pictures: int
 
     asks: ClassVar[str] = "Do networks that were scaled in all dimensions look at the object more than others?"
+    paper: ClassVar[str] = (
+        "the compound network attends to more relevant regions with more detail, by eye; its top-1 is 81.1 %, "
+        "the best single one's 79.1 %"
+    )
     rests_on: ClassVar[Sequence[str]] = (
         "maps are of the true class, by Grad-CAM at the last layer before pooling, enlarged to the image bilinearly",
         "a network of higher resolution has a finer map; energies of maps averaged to as few places stand beside",
@@ -195,7 +199,7 @@ class Table7(Study):
             f"Bars: 95 % intervals. A map that is the same everywhere has {100 * summary['box_share'].iloc[0]:.1f} %."
         )
         figures = {"table7": draw_panels([panel], title=title, foot=foot)}
-        with np.load(directory / "maps.npz", allow_pickle=False) as kept:
+        with np.load(directory / "maps.npz") as kept:
             figures["table7_maps"] = draw_maps(
                 kept["images"],
                 kept["maps"].astype(np.float32) / 255,
