@@ -101,7 +101,7 @@ def _experiment(command: str, primary: str, words: list[str]) -> tuple[str, str,
     if name == "fidelity":
         return "reproduce", "fidelity", [*words[1:], *(["dry_run=true"] if command == "plan" else [])]
     if command == "reproduce":
-        if name is None and not any(word.startswith("-") for word in words):
+        if name is None and not any(word.startswith("-") and word != "--json" for word in words):
             raise ValueError(f"a name is missing: scalesearch reproduce {' or '.join([*others, 'fidelity'])}")
         if name in searches:
             raise ValueError(f"{name} is a search: scalesearch run experiments={name}")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -191,6 +194,23 @@ def test_the_smallest_run_of_each(name: str, capsys: pytest.CaptureFixture[str],
         assert again["evaluations"]["trained"] == 0
         assert again["summary"] == answer["summary"]
         assert pd.read_csv(directory / "results.csv").equals(results)
+
+
+def test_a_killed_experiment_goes_on_where_it_was(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ("figure4", *TINY, *SMALLEST["figure4"], "executor.workers=1", f"workspace={tmp_path}")
+    command = [str(Path(sys.executable).with_name("scalesearch")), "reproduce", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("[2/8]"):
+                process.kill()
+                break
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "experiments" / "figure4" / "results.csv").exists()
+    assert call("reproduce", *words, "--json") == 0
+    counts = json.loads(capsys.readouterr().out)["evaluations"]
+    assert counts["reused"] >= 2
+    assert counts["trained"] + counts["reused"] == 8
 
 
 class Failing:

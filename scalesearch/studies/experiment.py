@@ -154,7 +154,7 @@ def _conclude(
         "trainings": len(outcomes),
         "failed": counts["failed"],
         "train_seconds": round(math.fsum(one.result.train_seconds for one in outcomes if one.result is not None), 1),
-        "environment": environment(),
+        "environment": {name: value for name, value in environment().items() if name != "host"},
         "figures": [path.name for path in files if path.suffix == ".png"],
     }
     rows = experiment.shown(summary)
