@@ -112,7 +112,7 @@ class BSeries(Study):
         gap = (released["macs"] / 1e9 / released["paper_flops_B"] - 1).abs().max()
         return (
             f"B7 as released costs {b7['macs_ratio']:.1f} times B0 where 2^7 is 128, and its multipliers stand for phi "
-            f" {phis[0]:.2f} to {phis[-1]:.2f}; {by_rule}; counted multiply-adds are within {100 * gap:.0f} % of "
+            f"{phis[0]:.2f} to {phis[-1]:.2f}; {by_rule}; counted multiply-adds are within {100 * gap:.0f} % of "
             "the printed ones."
         )
 
