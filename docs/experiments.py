@@ -32,7 +32,7 @@ The setting is [data=fashion_scenes](../conf/data/fashion_scenes.yaml) with
 cores, and chosen, by hand and before these runs, so that its three dimensions are worth about the same. On
 plain Fashion-MNIST at twice the cost the leaders tie ([first_search](../experiments/first_search/README.md)).
 
-| experiment | finding |
+| experiment | question |
 |---|---|
 """
 TRIED = """\
@@ -55,7 +55,7 @@ def gallery() -> str:
     """The page. Order: that of `EXPERIMENTS`."""
     recorded = {name: json.loads((folder(name) / "finding.json").read_text()) for name in EXPERIMENTS if there(name)}
     lines = [INTRODUCTION.rstrip()]
-    lines += [f"| [{name}](#{name}) | {first_sentence(entry['finding'])} |" for name, entry in recorded.items()]
+    lines += [f"| [{name}](#{name}) | {entry['asks']} |" for name, entry in recorded.items()]
     for name, entry in recorded.items():
         pictures = "\n\n".join(f"![{name}](../experiments/{name}/figures/{figure})" for figure in entry["figures"])
         cost = (
@@ -101,10 +101,6 @@ def folder(name: str) -> Path:
 
 def there(name: str) -> bool:
     return (folder(name) / "finding.json").exists()
-
-
-def first_sentence(finding: str) -> str:
-    return finding.partition("; ")[0].rstrip(".") if len(finding) > 260 else finding.rstrip(".")
 
 
 if __name__ == "__main__":

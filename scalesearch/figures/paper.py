@@ -91,16 +91,13 @@ def draw_panels(panels: Sequence[Panel], *, title: str, foot: str = "") -> Figur
         )  # then the panels' titles are the names
         for axes, panel in zip(many[0], panels, strict=True):
             _panel(axes, panel, looks)
-        lows = [
-            np.asarray(part, float)
-            for panel in panels
-            for line in panel.lines
-            for part in (line.y, line.low, line.high)
-        ]
-        if lows:
-            low, high = _range(*lows, least=1.0)
-            many[0][0].set_ylim(low, high + 0.08 * (high - low))
-        many[0][0].set_ylabel(panels[0].y_label)
+        shared = len({panel.y_label for panel in panels}) == 1
+        for column, panel in enumerate(panels):
+            of = [line for one in (panels if shared else [panel]) for line in one.lines]
+            low, high = _range(*(np.asarray(part, float) for line in of for part in line[2:5]), least=1.0)
+            many[0][column].set_ylim(low, high + 0.08 * (high - low))
+            if column == 0 or not shared:
+                many[0][column].set_ylabel(panel.y_label)
         handles = [
             Line2D(
                 [], [], color=looks[name][0], marker=looks[name][1], linestyle=looks[name][2], markersize=4, label=name
