@@ -185,6 +185,9 @@ def test_the_smallest_run_of_each(name: str, capsys: pytest.CaptureFixture[str],
         assert "</svg>" in (directory / "figures" / figure).with_suffix(".svg").read_text()
     means = results.groupby(["curve", "at"])["val_accuracy"].mean()
     assert means.tolist() == pytest.approx(summary.sort_values(["curve", "at"])["val_accuracy_mean"].tolist())
+    if name in ("figure3", "phi_check"):  # of which several points are one network
+        assert call("plan", *words) == 0
+        assert json.loads(capsys.readouterr().out)["trainings"] == answer["evaluations"]["trained"]
     # The same command again trains nothing and says the same, from other tables and figures that it makes anew.
     if name == "figure8":
         (directory / "results.csv").unlink()

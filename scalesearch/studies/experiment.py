@@ -20,6 +20,7 @@ from scalesearch.data import describe
 from scalesearch.evaluation import Outcome
 from scalesearch.executor import EXECUTORS, default_workers
 from scalesearch.ledger import Ledger, lock_study, write_atomic
+from scalesearch.model import identity
 from scalesearch.network import AnyNetwork
 from scalesearch.run import ALL_FAILED, DONE, SOME_FAILED, initial_weights
 from scalesearch.scaling import Rounding
@@ -284,7 +285,8 @@ def _outlook(question: ReproduceQuestion, setting: Setting, points: Sequence[Poi
     seconds: dict[tuple[Any, ...], float] = {}
     slowest = (0.0, 0.0)  # multiply-adds and seconds an image of the largest network that was timed
     for point in sorted(points, key=lambda point: cost(point.network).macs):
-        what = (point.network, point.recipe, point.data, point.init, point.after is not None)
+        same = json.dumps(identity(point.network), sort_keys=True)  # whatever its name, as in an evaluation's key
+        what = (same, point.recipe, point.data, point.init, point.after is not None)
         if what not in seconds:
             sizes, macs = describe(point.data), cost(point.network).macs
             images = sizes.num_train * point.recipe.epochs + sizes.num_val / 3
