@@ -15,12 +15,14 @@ from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import timm
 import torch
 import torchvision
 import yaml
 from timm.layers import BatchNormAct2d, SEModule, create_conv2d
+from timm.models import resnetv2
 from timm.models.resnetv2 import PreActBasic, PreActBottleneck, ResNetV2
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -148,19 +150,20 @@ def library(row: Row, made: Network) -> nn.Module:
 
 
 def _preactivation(made: Network) -> nn.Module:
-    """timm's ResNetV2 with the stages of `made`, the stem of networks for CIFAR, and timm's gates where it has them."""
+    """timm's ResNetV2 with the stages of `made`, a stem of one 3 x 3 convolution and timm's gates where it has them."""
     first, basic = made.stages[0], made.stages[0].block == "preact_basic"
-    module = ResNetV2(
-        layers=[stage.repeats for stage in made.stages],
-        channels=[stage.channels for stage in made.stages],
-        stem_chs=made.stem[0].channels,
-        num_classes=made.num_classes,
-        basic=basic,
-        bottle_ratio=first.expand,
-        conv_layer=create_conv2d,
-        norm_layer=BatchNormAct2d,
-    )
-    module.stem = create_conv2d(made.in_channels, made.stem[0].channels, 3)
+    with mock.patch.object(resnetv2, "make_divisible", round):  # which makes channels multiples of 8; the table's stay
+        module = ResNetV2(
+            layers=[stage.repeats for stage in made.stages],
+            channels=[stage.channels for stage in made.stages],
+            stem_chs=made.stem[0].channels,
+            num_classes=made.num_classes,
+            basic=basic,
+            bottle_ratio=first.expand,
+            conv_layer=create_conv2d,
+            norm_layer=BatchNormAct2d,
+        )
+    module.stem = create_conv2d(made.in_channels, made.stem[0].channels, 3, stride=made.stem[0].stride)
     for block in module.modules():
         if not isinstance(block, PreActBasic | PreActBottleneck):
             continue

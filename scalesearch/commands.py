@@ -80,6 +80,8 @@ def show_variants(question: config.VariantsQuestion, out: Screen) -> int:
     if coefficients is config.PAPERS:
         out.say(screen.PAPERS_WORDS)
     screen.show_family(out, baseline.name, coefficients, rounding, rows)
+    for words in screen.grain_words(baseline, rounding):
+        out.say(words)
     answer = {"coefficients": study.point(coefficients), "rounding": rounding.name, "variants": rows}
     if asked.fit is not None:
         answer["budget"] = study.fit_values(asked.fit, question.limits)

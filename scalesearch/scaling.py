@@ -203,6 +203,15 @@ def shrink(network: AnyNetwork, proxy: Proxy, rounding: Rounding) -> tuple[AnyNe
     return resize(small, depth=proxy.depth, width=proxy.width, rounding=whole), grain
 
 
+def uneven_channels(network: AnyNetwork, rounding: Rounding) -> list[int]:
+    """Channels of the rows that are no multiples of the rounding's divisor, in rising order: the least scaling moves
+    them to the next one, which can cost more than the scaling itself. Those of a `Factory` are its own.
+    """
+    if isinstance(network, Factory):
+        return []
+    return sorted({row.channels for _, row in network.rows() if row.channels and row.channels % rounding.divisor})
+
+
 def round_depth(repeats: list[int], depth: float, *, rule: str) -> list[int]:
     """Blocks of each stage for a multiplier of depth, at least 1 each.
 

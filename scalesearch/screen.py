@@ -26,7 +26,7 @@ from scalesearch.data import Description
 from scalesearch.evaluation import Outcome
 from scalesearch.fitting import ENOUGH, Fit
 from scalesearch.network import AnyNetwork, Factory
-from scalesearch.scaling import Coefficients, Rounding
+from scalesearch.scaling import Coefficients, Rounding, uneven_channels
 from scalesearch.search import BASELINE, Candidate, Plan, Stopped, Trained
 
 if TYPE_CHECKING:
@@ -181,6 +181,7 @@ def summary(plan: Plan, experiment: Experiment) -> str:
             + (f", {beyond} whose variant at phi = 1 needs more than {_limits_words(limits)}" if beyond else ""),
             f"{triples} triples are left, which are {len(plan.candidates)} different networks",
             f"data: {known.name}, {known.num_train} images for training and {known.num_val} for validation",
+            *grain_words(network, experiment.proxy_network[1]),
         ]
     )
 
@@ -324,6 +325,17 @@ PAPERS_WORDS = (
     "coefficients of the EfficientNet paper, found for EfficientNet-B0 on ImageNet; a search for your own baseline and "
     "data, `scalesearch run`, then study=NAME, is better"
 )
+
+
+def grain_words(network: AnyNetwork, rounding: Rounding) -> list[str]:
+    """A line that warns of a rounding too coarse for the channels of `network`; none where it suits them."""
+    uneven = uneven_channels(network, rounding)
+    if not uneven:
+        return []
+    return [
+        f"{', '.join(map(str, uneven))} channels are no multiples of {rounding.divisor}, the divisor of rounding "
+        f"{rounding.name}: every scaling moves them to one, whatever it costs; rounding=fine goes in steps of 2"
+    ]
 
 
 def fit_words(fit: Fit, limits: Limits) -> str:

@@ -168,13 +168,14 @@ def train(
     Errors: Diverged for a loss that is not finite.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     started = time.perf_counter()
 
     torch.manual_seed(seed)
     model = build(network)
     if initial is not None:
         start(model, network, read(initial))
+    autocast = _autocast(network, recipe, place)
+    layout = _layout(model, recipe, place, autocast)
     model = model.to(place, memory_format=layout)
     decayed = [p for p in model.parameters() if _is_decayed(p)]
     others = [p for p in model.parameters() if not _is_decayed(p)]
@@ -199,7 +200,6 @@ def train(
     batch = min(recipe.batch_size, len(images))
     steps = len(images) // batch  # of a whole epoch
     total_steps = max(1, round(recipe.epochs * steps))
-    autocast = _autocast(network, recipe, place)
     padding = round(recipe.crop_padding * network.resolution)
     padded = F.pad(images, (padding,) * 4) if padding else images
     # (N, C, 2 padding + 1, 2 padding + 1, H, W): every crop there is, as a view
@@ -363,10 +363,10 @@ def seconds_per_image(network: AnyNetwork, recipe: Recipe, *, threads: int, budg
         model = build(timed)
         x = torch.randn(batch, timed.in_channels, timed.resolution, timed.resolution)
         y = torch.randint(timed.num_classes, (batch,))
-        if recipe.channels_last:
-            model, x = (v.to(memory_format=torch.channels_last) for v in (model, x))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
         autocast = _autocast(timed, recipe, torch.device("cpu"))
+        layout = _layout(model, recipe, torch.device("cpu"), autocast)
+        model, x = (v.to(memory_format=layout) for v in (model, x))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
         times: list[float] = []
         while len(times) < 2 or (sum(times) < budget_seconds and len(times) < 12):
             began = time.perf_counter()
@@ -447,6 +447,25 @@ def _schedule(recipe: Recipe, progress: float) -> float:
         return 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01
     rest = (progress - recipe.warmup) / (1 - recipe.warmup)
     return 0.5 + 0.5 * math.cos(math.pi * rest) if recipe.schedule == "cosine" else 1 - rest
+
+
+def _layout(model: nn.Module, recipe: Recipe, device: torch.device, autocast: Any) -> torch.memory_format:
+    """The layout of images in memory that `model` is trained in.
+
+    Never channels_last in float32 on a CPU with a strided 1 x 1 convolution of few channels: the gradient of its
+    weights is written past the end of a buffer (oneDNN issue 6035; fewer than 8 channels with AVX2, than 16 with
+    AVX-512), which ends the process, hangs it or, at worst, changes numbers elsewhere.
+    """
+    overruns = any(
+        isinstance(part, nn.Conv2d)
+        and part.kernel_size == (1, 1)
+        and part.stride != (1, 1)
+        and part.in_channels // part.groups < 16
+        for part in model.modules()
+    )
+    if not recipe.channels_last or (overruns and device.type == "cpu" and autocast is nullcontext):
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def _autocast(network: AnyNetwork, recipe: Recipe, device: torch.device) -> Any:

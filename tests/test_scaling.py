@@ -23,7 +23,9 @@ from scalesearch.scaling import (
     round_resolution,
     scale,
     shrink,
+    uneven_channels,
 )
+from scalesearch.screen import grain_words
 
 RELEASED = Rounding(name="released", depth="ceil", divisor=8, limit=0.9, resolution="floor")
 NEAREST = Rounding(name="nearest", depth="nearest", divisor=8, limit=0.9, resolution="nearest")
@@ -169,7 +171,8 @@ def test_resolution_grows_with_its_multiplier(network: Network, two: tuple[float
 
 
 def test_every_row_is_widened_and_only_stages_are_deepened(baseline: Network, roundings: dict[str, Rounding]) -> None:
-    doubled = resize(baseline, depth=2, width=2, rounding=roundings["released"])
+    even = "fine" if uneven_channels(baseline, roundings["released"]) else "released"
+    doubled = resize(baseline, depth=2, width=2, rounding=roundings[even])
     assert channels(doubled) == [2 * count for count in channels(baseline)]
     assert repeats(doubled) == [2 * count for count in repeats(baseline)]
     assert {row.repeats for row in (*doubled.stem, *doubled.head)} == {1}
@@ -408,7 +411,10 @@ def test_stages_of_every_baseline_are_multiplied_by_every_rule(
         kept = {0, len(baseline.stages) - 1} if rounding.ends == "kept" else set()
         for index, (more, row) in enumerate(zip(big.stages, baseline.stages, strict=True)):
             assert more.repeats == row.repeats * (1 if index in kept else 2), rounding.name
-            assert more.channels == 2 * row.channels, rounding.name
+            if 2 * row.channels % rounding.divisor:
+                assert 0 < more.channels - 2 * row.channels < rounding.divisor, rounding.name
+            else:
+                assert more.channels == 2 * row.channels, rounding.name
         assert cost(big).params > cost(baseline).params
 
 
@@ -663,7 +669,7 @@ def test_the_small_proxy_of_every_baseline_is_small(
         assert small.resolution == proxy.resolution
         assert small.total_stride == min(baseline.total_stride, proxy.total_stride or 0)
         assert small.depth == max(len(baseline.stages), math.floor(baseline.depth * proxy.depth + 0.5))
-        assert grain.divisor == rounding.divisor / 4
+        assert grain.divisor == max(1, rounding.divisor / 4)
         assert replace(grain, divisor=rounding.divisor) == rounding
         for less, row in zip(channels(small), channels(baseline), strict=True):
             assert less % grain.divisor == 0
@@ -674,3 +680,22 @@ def test_the_small_proxy_of_every_baseline_is_small(
 def test_a_proxy_smaller_than_its_stride_is_refused(baselines: dict[str, Network]) -> None:
     with pytest.raises(ValueError, match="smaller than the total stride 32"):
         shrink(baselines["mobilenetv2"], Proxy(depth=1, width=1, resolution=16, total_stride=None), NEAREST)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "uneven"),
+    [
+        ("preresnet_tiny", "nearest", [6, 12]),
+        ("preresnet_tiny", "fine", []),
+        ("mobilenetv2", "nearest", []),
+        ("vit_tiny", "released", []),
+    ],
+)
+def test_channels_that_a_rounding_would_move_are_named(
+    name: str, rule: str, uneven: list[int], baselines: dict[str, Network], roundings: dict[str, Rounding]
+) -> None:
+    network, rounding = baselines[name], roundings[rule]
+    assert uneven_channels(network, rounding) == uneven
+    words = " ".join(grain_words(network, rounding))
+    assert all(str(count) in words for count in uneven)
+    assert bool(words) == bool(uneven)

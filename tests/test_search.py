@@ -22,7 +22,7 @@ from scalesearch.cli import main
 from scalesearch.config import Experiment, decisive_settings, load_experiment
 from scalesearch.cost import cost
 from scalesearch.network import Network
-from scalesearch.scaling import Coefficients, Proxy, Rounding, scale, shrink
+from scalesearch.scaling import Coefficients, Proxy, Rounding, scale, shrink, uneven_channels
 from scalesearch.search import BASELINE, Axis, Grid, Plan, Real, candidates, measured
 
 TWICE = Budget(2.0, 0.1)
@@ -375,8 +375,9 @@ def test_no_default_candidate_needs_more_detail_than_its_images_have(default: Pl
     assert len(resolutions) >= 4
 
 
-def test_every_baseline_has_a_plan_by_default(baseline: Network) -> None:
-    plan = planned(f"baseline={baseline.name}")
+def test_every_baseline_has_a_plan_by_default(baseline: Network, roundings: dict[str, Rounding]) -> None:
+    even = "fine" if uneven_channels(baseline, roundings["nearest"]) else "nearest"
+    plan = planned(f"baseline={baseline.name}", f"rounding={even}")
     assert len(plan.candidates) >= 5
     assert all(TWICE.admits(candidate.ratio) for candidate in plan.candidates)
 

@@ -6,6 +6,8 @@ import math
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -587,6 +589,32 @@ def test_what_is_kept_resized_has_a_limit(data: Data) -> None:
         kept = sum(images.nbytes for images in training._RESIZED.values())
         assert kept <= training._RESIZED_BYTES
     training._RESIZED.clear()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6, 8, 15])
+def test_a_narrow_strided_shortcut_overruns_no_buffer(channels: int, tmp_path: Path) -> None:
+    """In a process of its own, which oneDNN issue 6035 ends, or hangs: 1 x 1, stride 2, float32, channels_last."""
+    network = dataclasses.replace(
+        TINY,
+        resolution=16,
+        stem=(Stage(block="conv", channels=channels),),
+        stages=(Stage(block="preact_basic", channels=2 * channels, stride=2),),
+        head=(Stage(block="norm"),),
+    )
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys, pickle\n"
+        "from scalesearch.training import seconds_per_image\n"
+        "network, recipe = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "print(seconds_per_image(network, recipe, threads=1))\n"
+    )
+    with (tmp_path / "case").open("wb") as file:
+        pickle.dump((network, dataclasses.replace(RECIPE, autocast="off", channels_last=True)), file)
+    ended = subprocess.run(
+        [sys.executable, script, tmp_path / "case"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert float(ended.stdout) > 0
 
 
 def test_channels_last_changes_no_logit(data: Data) -> None:
