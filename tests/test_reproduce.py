@@ -308,6 +308,31 @@ def test_run_and_plan_take_an_experiment_to_where_it_belongs(
     assert json.loads(capsys.readouterr().out)["candidates"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "autocast", "warned"),
+    [
+        ("avx2", "bfloat16", True),
+        ("avx2 avx512_bf16", "bfloat16", False),
+        ("asimd bf16", "bfloat16", False),
+        ("avx2", "auto", False),
+    ],
+)
+def test_a_plan_warns_of_a_cpu_that_emulates_bfloat16(
+    flags: str,
+    autocast: str,
+    warned: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("scalesearch.training._cpu_flags", lambda: frozenset(flags.split()))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    overrides = (f"recipe.autocast={autocast}", "experiment.costs=[2]", f"workspace={tmp_path}")
+    assert call("plan", "figure8", *overrides) == 0
+    said = capsys.readouterr()
+    assert ("this CPU emulates bfloat16" in said.out + said.err) == warned
+
+
 # --- what is said of planted trainings ------------------------------------------------------------------------------
 
 

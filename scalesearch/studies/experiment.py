@@ -26,7 +26,7 @@ from scalesearch.run import ALL_FAILED, DONE, SOME_FAILED, initial_weights
 from scalesearch.scaling import Rounding
 from scalesearch.screen import Screen
 from scalesearch.studies.points import Correct, Point, Setting, Trainings, point_values
-from scalesearch.training import environment, seconds_per_image
+from scalesearch.training import bfloat16_is_emulated, environment, seconds_per_image
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -329,6 +329,11 @@ def _show_plan(
         "those that the ledger has are not repeated"
     )
     out.say(f"expected time for all of them on this machine: {screen.duration(outlook['estimated_seconds'])}")
+    if setting.recipe.autocast == "bfloat16" and bfloat16_is_emulated():
+        out.say(
+            "this CPU emulates bfloat16, several times slower than float32: recipe.autocast=auto takes what is "
+            "quicker; its trainings are not those of the recorded figures"
+        )
 
 
 class _Lines:
