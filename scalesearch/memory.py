@@ -9,8 +9,8 @@ Counted is an eager run on the CPU, contiguous and in the module's type (float32
 convolutions make while they run: up to two thirds of a forward pass, next to nothing of a training step. Not counted
 are workspaces of other operations and devices (cuDNN's, say), the allocator's rounding and fragmentation, and what
 Python and torch take before any network is there. With channels_last a training step's activations are within a tenth
-of what is said here; with bfloat16 autocast they are 0.5 to 0.9 of it. On a CPU with AVX2 and no AVX-512
-more can be needed, why is not known: a training step of ResNet-18 with 8 images of 64 px took 82.6 MB; 58.6 MB are said.
+of what is said here; with bfloat16 autocast they are 0.5 to 0.9 of it. On a CPU with AVX2 and no AVX-512 more can be
+needed, why is not known: a training step of ResNet-18 with 8 images of 64 px took 82.6 MB, and 58.6 MB are said.
 """
 
 from __future__ import annotations
