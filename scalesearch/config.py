@@ -779,6 +779,7 @@ _PLAIN_WORDS = {
     "a valid string": "a string",
     "a valid boolean": "true or false",
     "an instance of Sequence": "a list",
+    "'str' instances are not allowed as a Sequence value": "a list",
 }
 
 

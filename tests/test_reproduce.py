@@ -267,6 +267,7 @@ def test_what_fails_is_said_and_can_be_run_again(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ("figure8 experiment.costs=abc", "experiment.costs is 'abc'; it must be a list"),
         ("figure8 experiment.costs=[]", "experiment.costs is []; it must be a list of numbers from 1.05 to 100"),
         ("figure8 experiment.costs=[0.5]", "experiment.costs is [0.5]"),
         ("figure8 experiment.costs=[.nan]", "experiment.costs is"),
