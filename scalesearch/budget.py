@@ -20,7 +20,7 @@ from typing import NamedTuple
 from scalesearch.cost import cost
 from scalesearch.latency import latency
 from scalesearch.ledger import write_atomic
-from scalesearch.memory import memory
+from scalesearch.memory import Memory, memory
 from scalesearch.model import identity
 from scalesearch.network import AnyNetwork
 from scalesearch.training import environment
@@ -196,10 +196,17 @@ def words(metric: str, value: float | None) -> str:
 METRICS: dict[str, Callable[[AnyNetwork, Meter], float]] = {
     "macs": lambda network, _: cost(network).macs,
     "params": lambda network, _: cost(network).params,
-    "memory": lambda network, _: memory(network, threads=1).inference,  # as `latency_ms`, and the same everywhere
-    "training_memory": lambda network, meter: memory(network, batch_size=meter.batch_size, threads=1).training,
+    "memory": lambda network, _: _memory(network).inference,
+    "training_memory": lambda network, meter: _memory(network, meter.batch_size).training,
     "latency_ms": lambda network, meter: meter.latency_ms(network),
 }
+
+
+def _memory(network: AnyNetwork, batch_size: int = 1) -> Memory:
+    """Of one thread, as `latency_ms`, of a CPU with AVX2 alone: the same on every machine, and the most where maps are
+    smaller than kernels."""
+    return memory(network, batch_size=batch_size, threads=1, avx512=False)
+
 
 _MOST_TIMED_MACS = 1e11  # a forward pass of several seconds on one thread
 
@@ -222,4 +229,4 @@ _READ = _SHOWN | {
 
 def _fits(network: AnyNetwork) -> bool:
     """Whether this machine has twice the memory that a forward pass of `network` needs."""
-    return 2 * memory(network, threads=1).inference <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 2 * _memory(network).inference <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -9,12 +9,16 @@ Counted is an eager run on the CPU, contiguous and in the module's type (float32
 convolutions make while they run: up to two thirds of a forward pass, next to nothing of a training step. Not counted
 are workspaces of other operations and devices (cuDNN's, say), the allocator's rounding and fragmentation, and what
 Python and torch take before any network is there. With channels_last a training step's activations are within a tenth
-of what is said here; with bfloat16 autocast they are 0.5 to 0.9 of it. On a CPU with AVX2 and no AVX-512 more can be
-needed, why is not known: a training step of ResNet-18 with 8 images of 64 px took 82.6 MB, and 58.6 MB are said.
+of what is said here; with bfloat16 autocast they are 0.5 to 0.9 of it.
+
+What a convolution copies depends on the CPU's instructions: on a map smaller than its kernel the gradient of its
+weights falls to oneDNN's matrix product, which takes four times the weights for itself; with AVX-512 only where a group
+has fewer than 16 channels, with AVX2 always (24 of the 83 MB of a training step of ResNet-18 with 8 images of 64 px).
 """
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,11 +40,13 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that `network` needs for `batch_size` images at once on `threads` threads, found when first asked for."""
+    """Bytes that `network` needs for `batch_size` images at once on `threads` threads of a CPU with or without AVX-512,
+    found when first asked for."""
 
     network: AnyNetwork
     batch_size: int
     threads: int
+    avx512: bool
 
     @cached_property
     def weights(self) -> int:
@@ -52,7 +58,7 @@ class Memory:
     @cached_property
     def activations(self) -> int:
         """The most that one forward pass allocates at a time, in evaluation mode and without gradients."""
-        return peak(_meta(self.network), self._images, threads=self.threads)
+        return self._peak(training=False)
 
     @cached_property
     def training_activations(self) -> int:
@@ -61,7 +67,7 @@ class Memory:
         Errors: ValueError where a batch norm would get one value a channel: one image, of which one pixel is left.
         """
         try:
-            return peak(_meta(self.network), self._images, training=True, threads=self.threads)
+            return self._peak(training=True)
         except Exception as error:  # torch's, of the images' shape, or of a user's own module
             raise ValueError(
                 f"network {self.network.name!r} cannot take a training step with batch_size {self.batch_size}: {error}"
@@ -82,18 +88,24 @@ class Memory:
         labels = 8 * self.batch_size
         return self.weights + momentum + self._images.nbytes + labels + self.training_activations
 
+    def _peak(self, *, training: bool) -> int:
+        return peak(_meta(self.network), self._images, training=training, threads=self.threads, avx512=self.avx512)
+
     @property
     def _images(self) -> Tensor:
         side = self.network.resolution
         return torch.empty(self.batch_size, self.network.in_channels, side, side, device="meta")
 
 
-def memory(network: AnyNetwork, *, batch_size: int = 1, threads: int | None = None) -> Memory:
+def memory(
+    network: AnyNetwork, *, batch_size: int = 1, threads: int | None = None, avx512: bool | None = None
+) -> Memory:
     """What `network` needs for `batch_size` images at once; kept, so that asking again costs nothing.
 
     Args:
         threads: of the CPU, of which all that matters is whether there is more than one: one runs 1x1 convolutions of
             stride 1 on less than 16 images without copies. None: as many as torch has now.
+        avx512: whether the CPU has AVX-512 instructions, or AVX2 alone. None: what oneDNN finds here.
     Errors: ValueError for less than one image or thread.
 
     >>> from scalesearch.network import from_table
@@ -106,10 +118,18 @@ def memory(network: AnyNetwork, *, batch_size: int = 1, threads: int | None = No
     for name, value in (("batch_size", batch_size), ("threads", threads)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 at least")
-    return _memory(network, batch_size, min(threads, 2))
+    return _memory(network, batch_size, min(threads, 2), has_avx512() if avx512 is None else avx512)
 
 
 _memory = lru_cache(maxsize=4096)(Memory)
+
+
+@lru_cache(maxsize=1)
+def has_avx512() -> bool:
+    """Whether oneDNN uses AVX-512 instructions here: the CPU has them, and ONEDNN_MAX_CPU_ISA does not forbid them."""
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    forbidden = most.startswith(("SSE", "AVX2")) or most == "AVX"
+    return bool(torch.cpu.get_capabilities().get("avx512_f")) and not forbidden
 
 
 @lru_cache(maxsize=1)  # for the questions about one network, which follow each other
@@ -119,7 +139,9 @@ def _meta(network: AnyNetwork) -> nn.Module:
     return build_on_meta(network)
 
 
-def peak(module: nn.Module, images: Tensor, *, training: bool = False, threads: int = 1) -> int:
+def peak(
+    module: nn.Module, images: Tensor, *, training: bool = False, threads: int = 1, avx512: bool | None = None
+) -> int:
     """The most bytes allocated at one time beyond `module` and `images`, in one forward pass without gradients.
 
     Args:
@@ -127,10 +149,10 @@ def peak(module: nn.Module, images: Tensor, *, training: bool = False, threads: 
             by `to("meta")`. Its mode and its gradients are left as after a step.
         images: their shape and type, on the meta device.
         training: a step in training mode instead: forward pass, cross entropy, backward pass to the weights' gradients.
-        threads: as of `memory`.
+        threads, avx512: as of `memory`.
     Errors: ValueError for a tensor that is on another device.
     """
-    follower = _Follower(threads)
+    follower = _Follower(threads, has_avx512() if avx512 is None else avx512)
     for tensor in (*module.parameters(), *module.buffers(), images):
         if tensor.device.type != "meta":
             raise ValueError(f"a tensor is on the device {tensor.device}; module and images must be on the meta device")
@@ -149,11 +171,12 @@ def peak(module: nn.Module, images: Tensor, *, training: bool = False, threads: 
 class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operation below autograd, and follows the storages that they make."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, avx512: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._now = 0
         self._threads = threads
+        self._avx512 = avx512
         self._alive: dict[int, object] = {}  # by address, which torch gives again only after `gone`
 
     def leave_out(self, tensor: Tensor) -> None:
@@ -165,7 +188,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in _tensors(result):
             self._follow(tensor)
         if operation in _CONVOLUTIONS:
-            self.peak = max(self.peak, self._now + _copies(args, result, self._threads))
+            self.peak = max(self.peak, self._now + _copies(args, result, self._threads, self._avx512))
         return result
 
     def _follow(self, tensor: Tensor) -> None:
@@ -186,12 +209,13 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
 _CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)
 
 
-def _copies(args: Any, result: Any, threads: int) -> int:
+def _copies(args: Any, result: Any, threads: int, avx512: bool) -> int:
     """Bytes that a convolution, or its backward pass, has for itself on the CPU beside its `result`.
 
-    oneDNN works on copies of images, weights and result in a layout of its own, where channels are padded to 16 (with
-    AVX-512; less without), and then copies the result back. That images of few channels are read as they are was
-    measured; when oneDNN is not asked stands in `ConvolutionParams::use_mkldnn` (torch's ATen/native/Convolution.cpp).
+    oneDNN works on copies of images, weights and result in a layout of its own, where channels are padded to the width
+    of a vector, and then copies the result back. That images of few channels are read as they are, and what the matrix
+    product of a map smaller than the kernel takes, was measured with both sets of instructions;
+    when oneDNN is not asked stands in `ConvolutionParams::use_mkldnn` (torch's ATen/native/Convolution.cpp).
     """
     backward = isinstance(result, tuple)
     (output, images, weight), groups = (args[:3], args[9]) if backward else ((result, *args[:2]), args[8])
@@ -203,17 +227,24 @@ def _copies(args: Any, result: Any, threads: int) -> int:
         columns = 0 if pointwise else weight[0].numel() * output[0, 0].numel()
         return int(columns * output.element_size())
 
+    lanes = 16 if avx512 else 8
+
     def padded(tensor: Tensor, *dims: int) -> int:
         size = tensor.nbytes
         for dim in dims if groups in (1, channels) else ():
-            size = size // tensor.shape[dim] * (-(-tensor.shape[dim] // 16) * 16)
+            size = size // tensor.shape[dim] * (-(-tensor.shape[dim] // lanes) * lanes)
         return size
 
     copied = padded(weight, *((0, 1) if groups == 1 and channels >= 16 else (0,)))
     if groups > 1 or kernel == 1 or channels >= 16:
         copied += padded(images, 1)
     copy = padded(output, 1)
-    return copied + copy if backward else max(copied + copy - int(output.nbytes), copy)
+    if not backward:
+        return max(copied + copy - int(output.nbytes), copy)
+    product = 0
+    if min(images.shape[2:]) < kernel and len(images) > 1 and (channels // groups < 16 or not avx512):
+        product = threads * (4 * weight.nbytes + weight[0].numel() * output[0, 0].numel() * output.element_size())
+    return max(copied + copy, product)
 
 
 def _tensors(result: Any) -> Iterator[Tensor]:
