@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check install clean
+.PHONY: demo test test-all check install clean
 
 demo: install ## set everything up, then search coefficients for MobileNetV2 on Fashion-MNIST
 	$(BIN)/scalesearch run baseline=mobilenetv2
 
-test: install ## the whole suite
-	$(BIN)/python -m pytest
+test: install ## all that a change can break, with a worker a core
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --durations 10
+
+test-all: install ## and what takes long: kill loops, every experiment
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --durations 30 -m ""
 
 check: install ## format, lint, types
 	$(BIN)/ruff format --check .

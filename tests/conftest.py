@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from scalesearch.scaling import Proxy, Rounding
 signal.signal(
     signal.SIGINT, signal.default_int_handler
 )  # a shell's background job ignores it, and so would its children
+
+# Tests run beside each other, and small modules gain nothing from a second thread. Before anything imports torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CONF = Path(__file__).parent.parent / "conf"
 REFERENCE = Path(__file__).parent / "reference"
