@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -19,11 +18,11 @@ from typing import NamedTuple
 
 from scalesearch.cost import cost
 from scalesearch.latency import latency
-from scalesearch.ledger import write_atomic
+from scalesearch.ledger import Measured
+from scalesearch.machine import environment
 from scalesearch.memory import Memory, memory
 from scalesearch.model import identity
 from scalesearch.network import AnyNetwork
-from scalesearch.training import environment
 
 
 @dataclass(frozen=True)
@@ -118,36 +117,20 @@ class Meter:
         Errors: ValueError for a network that this machine has no memory for.
         """
         key = hashlib.sha256(json.dumps(identity(network), sort_keys=True).encode()).hexdigest()
-        if key not in self._latencies:
-            if not _fits(network):
-                raise ValueError(f"{network.name} cannot be timed: it needs more than half of this machine's memory")
-            seconds = min(0.3, 0.02 + cost(network).macs / 1e9)  # proxies, of which a plan has many, take little
-            self._latencies[key] = round(latency(network, budget_seconds=seconds).median_ms, 4)
-            self._keep()
-        return self._latencies[key]
+        known = self._latencies.get(key)
+        if isinstance(known, float):
+            return known
+        if not _fits(network):
+            raise ValueError(f"{network.name} cannot be timed: it needs more than half of this machine's memory")
+        seconds = min(0.3, 0.02 + cost(network).macs / 1e9)  # proxies, of which a plan has many, take little
+        measured = round(latency(network, budget_seconds=seconds).median_ms, 4)
+        self._latencies.put(key, measured)
+        return measured
 
     @cached_property
-    def _latencies(self) -> dict[str, float]:
-        return self._read().get(self._machine, {})
-
-    @cached_property
-    def _machine(self) -> str:
+    def _latencies(self) -> Measured:
         here = environment()
-        return f"{here['host']}, {here['device']}, torch {here['torch']}"
-
-    def _read(self) -> dict[str, dict[str, float]]:
-        """Machine to network to milliseconds. A file that is missing or damaged is begun anew."""
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # the last: no tables
-            found = json.loads(self._path.read_bytes()) if self._path else {}
-            if all(isinstance(ms, float) for latencies in found.values() for ms in latencies.values()):
-                return found
-        return {}
-
-    def _keep(self) -> None:
-        if self._path is not None:
-            known = self._read()  # what another command has measured meanwhile
-            known[self._machine] = known.get(self._machine, {}) | self._latencies
-            write_atomic(self._path, json.dumps(known, indent=1).encode())
+        return Measured(self._path, f"{here['host']}, {here['device']}, torch {here['torch']}")
 
 
 def parse(value: object, metric: str) -> float:

@@ -12,7 +12,7 @@ from scalesearch import config, export, fitting, pretrained, screen, studies, st
 from scalesearch.budget import Meter
 from scalesearch.cost import cost, stage_costs
 from scalesearch.data import load
-from scalesearch.evaluation import Evaluation, Evaluator, Outcome
+from scalesearch.evaluation import Evaluation, Evaluator, Outcome, mixed_precision
 from scalesearch.executor import EXECUTORS
 from scalesearch.ledger import Ledger
 from scalesearch.network import AnyNetwork, Network
@@ -196,6 +196,7 @@ def train_network(question: config.TrainQuestion, out: Screen) -> int:
             {
                 "seed": outcome.evaluation.seed,
                 "val_accuracy": None if outcome.result is None else outcome.result.val_accuracy,
+                "precision": outcome.precision,
                 "key": outcome.evaluation.key,
                 "weights": None if outcome.result is None else str(ledger.weights_path(outcome.evaluation.key)),
                 "reason": outcome.reason,
@@ -205,6 +206,8 @@ def train_network(question: config.TrainQuestion, out: Screen) -> int:
         "evaluations": study.counts(outcomes),
     }
     screen.show_training(out, answer, confidence=_CONFIDENCE)
+    if (mixed := mixed_precision(outcomes)) is not None:
+        out.warn(mixed)
     out.answer(answer)
     failed = len(outcomes) - len(finished)
     return DONE if not failed else SOME_FAILED if finished else ALL_FAILED

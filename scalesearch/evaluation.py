@@ -7,19 +7,31 @@ the rest goes to the executor, and each result is in the ledger before anybody e
 from __future__ import annotations
 
 import datetime
+import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from scalesearch.data import DataSpec
-from scalesearch.executor import LocalExecutor, RayExecutor
-from scalesearch.ledger import VERSION, Claim, Ledger, evaluation_key
+from scalesearch.cost import cost
+from scalesearch.data import DataSpec, Description
+from scalesearch.executor import EvaluationFailed, LocalExecutor, RayExecutor, WorkerDied
+from scalesearch.ledger import VERSION, Claim, Ledger, Measured, evaluation_key
+from scalesearch.machine import environment
 from scalesearch.model import identity
-from scalesearch.network import AnyNetwork
-from scalesearch.training import Recipe, Result, run_specification, test_specification
+from scalesearch.network import AnyNetwork, Factory
+from scalesearch.training import (
+    Recipe,
+    Result,
+    asked_precision,
+    pace_specification,
+    precision_specification,
+    run_specification,
+    test_specification,
+)
 
 
 @dataclass(frozen=True)
@@ -51,12 +63,25 @@ class Evaluation:
 
 
 class Outcome(NamedTuple):
-    """What became of an evaluation. `result` is None where it failed, and `reason` says why."""
+    """What became of an evaluation. `result` is None where it failed, and `reason` says why.
+
+    precision: what it was trained in, "float32" or "bfloat16"; "" where that was not recorded.
+    """
 
     evaluation: Evaluation
     result: Result | None
     reason: str
     reused: bool
+    precision: str = ""
+
+
+class Work(NamedTuple):
+    """So many trainings (a fraction may be: an expectation) of a network with a recipe on data of these sizes."""
+
+    network: AnyNetwork
+    recipe: Recipe
+    data: Description
+    trainings: float
 
 
 class Evaluator:
@@ -65,6 +90,61 @@ class Evaluator:
     def __init__(self, ledger: Ledger, executor: LocalExecutor | RayExecutor, data: DataSpec) -> None:
         self._ledger, self._executor, self._data = ledger, executor, data
         self.slots = executor.slots
+
+    def precision(self, network: AnyNetwork, recipe: Recipe) -> str:
+        """What `network` is trained in, "float32" or "bfloat16": as the recipe asks, or as a worker's timing decides.
+
+        Networks of the same blocks are decided together, by the first that is asked for, and the decision is kept in
+        the workspace's precision.json: what is compared is trained alike, and goes on alike after a crash.
+        """
+        asked = asked_precision(recipe)
+        if asked is not None:
+            return asked
+        name = (
+            network.function if isinstance(network, Factory) else " ".join(sorted({r.block for _, r in network.rows()}))
+        )
+        here = environment()
+        machine = f"{here['host']}, {here['processor']}, {here['device']}, torch {here['torch']}"
+        kept = Measured(self._ledger.workspace / "precision.json", machine)
+        if kept.get(name) not in ("float32", "bfloat16"):
+            specification = {"network": network.table(), "name": network.name, "recipe": asdict(recipe)}
+            try:
+                found = self._executor.submit(precision_specification, specification).result()
+            except (EvaluationFailed, WorkerDied):  # and so will its training, which says why
+                return "float32"
+            kept.put(name, found["precision"])
+        return str(kept.get(name))
+
+    def expected_seconds(self, work: Sequence[Work]) -> float:
+        """Seconds that these trainings would take with all workers, from timing some of the networks in the workers.
+
+        All workers time at once, as they train; starting, and what is done with the results, is left out.
+        """
+        networks = {(one.network, one.recipe): cost(one.network).macs for one in work}
+        ordered = sorted(networks, key=lambda key: networks[key])
+        step = (len(ordered) - 1) / (_MOST_TIMED - 1)
+        timed = ordered if len(ordered) <= _MOST_TIMED else [ordered[round(step * i)] for i in range(_MOST_TIMED)]
+        futures = {
+            (network, recipe): self._executor.submit(
+                pace_specification,
+                {
+                    "network": network.table(),
+                    "name": network.name,
+                    "recipe": asdict(recipe),
+                    "precision": self.precision(network, recipe),
+                },
+            )
+            for network, recipe in timed
+        }
+        paces = {key: future.result() for key, future in futures.items()}
+        seconds = 0.0
+        for network, recipe, sizes, trainings in work:
+            macs = networks[network, recipe]
+            like = min(paces, key=lambda key: (key[1] != recipe, abs(math.log(networks[key] / macs))))
+            share = macs / networks[like]
+            train = paces[like]["train_seconds"] * sizes.num_train * recipe.epochs
+            seconds += trainings * share * (train + paces[like]["score_seconds"] * sizes.num_val)
+        return seconds / max(1.0, min(self.slots, sum(one.trainings for one in work)))
 
     def run(self, evaluations: Iterable[Evaluation | None]) -> Iterator[Outcome]:
         """Outcomes in the order in which they come; each is in the ledger when it is yielded.
@@ -145,7 +225,8 @@ class Evaluator:
 
     def _submit(self, evaluation: Evaluation, claim: Claim) -> Future[dict[str, Any]]:
         try:
-            return self._executor.submit(run_specification, self._for_worker(evaluation))
+            precision = self.precision(evaluation.network, evaluation.recipe)
+            return self._executor.submit(run_specification, self._for_worker(evaluation) | {"precision": precision})
         except BaseException:
             claim.release()
             raise
@@ -171,7 +252,7 @@ class Evaluator:
         if record is None:
             return None
         result = Result.from_json(record["result"]) if record["state"] == "finished" else None
-        return Outcome(evaluation, result, record["reason"] or "", reused=True)
+        return Outcome(evaluation, result, record["reason"] or "", reused=True, precision=_precision(record))
 
     def _record(self, evaluation: Evaluation, claim: Claim, future: Future[dict[str, Any]]) -> Outcome:
         key, specification = evaluation.key, evaluation.specification()
@@ -183,11 +264,35 @@ class Evaluator:
                 self._ledger.put(key, _record(key, specification, "failed", None, reason=str(error)))
                 return Outcome(evaluation, None, str(error), reused=False)
             answer = future.result()
-            self._ledger.put(key, _record(key, specification, "finished", answer["result"], answer["environment"]))
-            return Outcome(evaluation, Result.from_json(answer["result"]), "", reused=False)
+            record = _record(key, specification, "finished", answer["result"], answer["environment"])
+            self._ledger.put(key, record)
+            result = Result.from_json(answer["result"])
+            return Outcome(evaluation, result, "", reused=False, precision=_precision(record))
+
+
+def mixed_precision(outcomes: Iterable[Outcome]) -> str | None:
+    """A warning where what is compared was not all trained in one precision; None where it was.
+
+    Numbers in bfloat16 have 8 bits, in float32 24: the same training ends elsewhere, as from another seed.
+    """
+    found = Counter(one.precision or "a precision that was not recorded" for one in outcomes if one.result is not None)
+    if len(found) < 2:
+        return None
+    parts = [f"{number} in {name}" for name, number in sorted(found.items())]
+    return (
+        f"of the trainings that are compared here {', '.join(parts[:-1])} and {parts[-1]} were made: their accuracies "
+        "differ by that, too. recipe.autocast=off (float32), or bfloat16, trains all of them alike, anew"
+    )
 
 
 _END: Any = object()
+_MOST_TIMED = 6  # networks of a plan; others are taken to be as fast, a multiply-add, as the nearest of these
+
+
+def _precision(record: Mapping[str, Any]) -> str:
+    """Of a finished training: recorded since "auto" is decided by a timing; before then known where it was asked."""
+    asked = {"off": "float32", "bfloat16": "bfloat16"}.get(record["specification"]["recipe"].get("autocast"), "")
+    return str(record["environment"].get("precision", asked)) if record["state"] == "finished" else ""
 
 
 def _record(

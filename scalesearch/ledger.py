@@ -87,7 +87,8 @@ class Ledger:
     """
 
     def __init__(self, workspace: Path) -> None:
-        self._directory, self._initial = Path(workspace) / "evaluations", Path(workspace) / "initial"
+        self.workspace = Path(workspace)
+        self._directory, self._initial = self.workspace / "evaluations", self.workspace / "initial"
         for leftover in (*self._directory.glob(f"*/.*{_TEMPORARY}"), *self._initial.glob(f".*{_TEMPORARY}")):
             with contextlib.suppress(FileNotFoundError):  # its writer, or another driver that sweeps, was faster
                 if time.time() - leftover.stat().st_mtime > 3600:
@@ -175,6 +176,37 @@ class Ledger:
         if not re.fullmatch("[0-9a-f]{64}", key):
             raise ValueError(f"{key!r} is not the key of an evaluation: 64 hexadecimal digits are")
         return self._directory / key[:2] / (key + suffix)
+
+
+class Measured:
+    """What was measured on a machine, in a JSON file of the workspace: machine to name to value.
+
+    A command that is given again then goes by the same values, and measures nothing twice. A file that is missing or
+    damaged is begun anew; with a path of None nothing is kept but in this object.
+    """
+
+    def __init__(self, path: Path | None, machine: str) -> None:
+        self._path, self._machine = path, machine
+        self._own: dict[str, Any] = self._read().get(machine, {})
+
+    def get(self, name: str) -> Any:
+        """The value of that name, or None."""
+        return self._own.get(name)
+
+    def put(self, name: str, value: float | str) -> None:
+        """Keep a value, beside what other commands have measured meanwhile."""
+        self._own[name] = value
+        if self._path is not None:
+            known = self._read()
+            known[self._machine] = known.get(self._machine, {}) | self._own
+            write_atomic(self._path, json.dumps(known, indent=1).encode())
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # the last: no tables
+            found = json.loads(self._path.read_bytes()) if self._path else {}
+            if all(isinstance(value, float | str) for values in found.values() for value in values.values()):
+                return dict(found)
+        return {}
 
 
 def _check_record(key: str, record: Mapping[str, object]) -> None:

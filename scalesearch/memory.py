@@ -18,7 +18,6 @@ has fewer than 16 channels, with AVX2 always (24 of the 83 MB of a training step
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scalesearch.cost import cost
+from scalesearch.machine import instructions
 from scalesearch.model import build_on_meta
 from scalesearch.network import AnyNetwork, Factory
 
@@ -118,18 +118,10 @@ def memory(
     for name, value in (("batch_size", batch_size), ("threads", threads)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 at least")
-    return _memory(network, batch_size, min(threads, 2), has_avx512() if avx512 is None else avx512)
+    return _memory(network, batch_size, min(threads, 2), "AVX-512" in instructions() if avx512 is None else avx512)
 
 
 _memory = lru_cache(maxsize=4096)(Memory)
-
-
-@lru_cache(maxsize=1)
-def has_avx512() -> bool:
-    """Whether oneDNN uses AVX-512 instructions here: the CPU has them, and ONEDNN_MAX_CPU_ISA does not forbid them."""
-    most = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
-    forbidden = most.startswith(("SSE", "AVX2")) or most == "AVX"
-    return bool(torch.cpu.get_capabilities().get("avx512_f")) and not forbidden
 
 
 @lru_cache(maxsize=1)  # for the questions about one network, which follow each other
@@ -152,7 +144,7 @@ def peak(
         threads, avx512: as of `memory`.
     Errors: ValueError for a tensor that is on another device.
     """
-    follower = _Follower(threads, has_avx512() if avx512 is None else avx512)
+    follower = _Follower(threads, "AVX-512" in instructions() if avx512 is None else avx512)
     for tensor in (*module.parameters(), *module.buffers(), images):
         if tensor.device.type != "meta":
             raise ValueError(f"a tensor is on the device {tensor.device}; module and images must be on the meta device")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,14 +14,13 @@ from scalesearch.budget import Meter
 from scalesearch.config import Experiment
 from scalesearch.cost import cost
 from scalesearch.data import Data, load
-from scalesearch.evaluation import Evaluation, Evaluator
-from scalesearch.executor import EXECUTORS, default_workers
+from scalesearch.evaluation import Evaluation, Evaluator, Work, mixed_precision
+from scalesearch.executor import EXECUTORS
 from scalesearch.ledger import Ledger, lock_study
 from scalesearch.network import AnyNetwork
 from scalesearch.screen import Screen
 from scalesearch.search import BASELINE, Plan, Stopped, Trained
 from scalesearch.tracking import StudyLog, Tracker
-from scalesearch.training import seconds_per_image
 
 DONE, SOME_FAILED, ALL_FAILED = 0, 3, 4
 
@@ -117,6 +117,8 @@ def search_and_scale(experiment: Experiment, out: Screen, *, retry: bool = False
             weights = ledger.weights_path(_finished(whole, chosen.id)[0].key)
             waiting = log.finished(answer, chosen, choice, files=files, weights=weights)
         screen.show_answer(out, experiment, answer, choice)
+        if (mixed := mixed_precision(one.outcome for one in whole)) is not None:
+            out.warn(mixed)
         if waiting:
             out.warn(waiting)
         out.answer(answer)
@@ -245,22 +247,19 @@ def _num_evaluations(plan: Plan, experiment: Experiment) -> int:
 
 
 def _expected_seconds(plan: Plan, experiment: Experiment) -> float:
-    """Seconds of the whole search, from timing a few steps of two of its networks in this process."""
-    threads = int(experiment.executor["threads"])
-    workers = int(experiment.executor["workers"] or 0) or max(1, default_workers() // threads)
-    middle = sorted(plan.candidates, key=lambda candidate: candidate.network.depth)[len(plan.candidates) // 2]
-    timed = (plan.baseline, middle)
-    per_mac = sum(
-        seconds_per_image(c.network, experiment.recipe, threads=threads, budget_seconds=0.15) / c.cost.macs
-        for c in timed
-    ) / len(timed)
-    # Scoring an image is a forward pass, a third of a training step.
-    images = experiment.description.num_train * experiment.recipe.epochs + experiment.description.num_val / 3
-    mean = statistics.fmean(candidate.cost.macs for candidate in plan.candidates)
-    trainings = sum(number * share for number, share in study.expected(plan, experiment))
-    macs = plan.baseline.cost.macs * experiment.seeds + mean * trainings
-    overhead = 15.0  # workers that import torch, the test split, figures, what MLflow still has to write
-    return per_mac * images * macs / min(workers, _num_evaluations(plan, experiment)) + overhead
+    """Seconds of the whole search, from timing its networks in workers as it would train them."""
+    began = time.process_time()  # of starting Python and importing what a search needs: how fast this machine is
+    sizes, recipe = experiment.description, experiment.recipe
+    whole = sum(number * share for number, share in study.expected(plan, experiment)) / len(plan.candidates)
+    work = [Work(candidate.network, recipe, sizes, whole) for candidate in plan.candidates]
+    work.append(Work(plan.baseline.network, recipe, sizes, experiment.seeds))
+    with EXECUTORS[experiment.executor_name](**experiment.executor) as executor:
+        trainings = Evaluator(Ledger(experiment.workspace), executor, experiment.data).expected_seconds(work)
+    return _STARTS * began + trainings
+
+
+# Starting workers, the test split, figures and MLflow take about as long as so many starts of this program.
+_STARTS = 5.0
 
 
 def _opened(experiment: Experiment, plan: Plan, data: Data, init: str | None) -> StudyLog:

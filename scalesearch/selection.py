@@ -209,6 +209,7 @@ def trials_table(trained: Sequence[Trained]) -> pd.DataFrame:
                 "val_accuracy": math.nan if result is None else result.val_accuracy,
                 "val_loss": math.nan if result is None else result.val_loss,
                 "train_seconds": math.nan if result is None else result.train_seconds,
+                "precision": outcome.precision,
                 "key": outcome.evaluation.key,
                 "reason": outcome.reason,
             }

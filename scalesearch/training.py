@@ -14,15 +14,13 @@ import dataclasses
 import json
 import math
 import os
-import platform
 import time
 import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,8 +31,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scalesearch.cost import cost
-from scalesearch.data import Data, DataSpec, load
-from scalesearch.model import build, build_on_meta, identity, trust
+from scalesearch.data import Data, DataSpec, Description, load
+from scalesearch.machine import environment, instructions
+from scalesearch.model import build, identity, trust
 from scalesearch.network import AnyNetwork, Factory, Network, from_table
 from scalesearch.pretrained import read, start
 
@@ -51,7 +50,7 @@ class Recipe:
     crop_padding: the padded crop's margin as a share of the resolution; 0 switches it off.
     mixup: alpha of the beta distribution (arXiv:1710.09412); 0 switches it off.
     ema: decay per step of the averaged weights that are then evaluated; 0 switches it off.
-    autocast: "auto" (bfloat16 where it is faster, see `autocast_pays`), "bfloat16" or "off".
+    autocast: "auto" (bfloat16 where a short timing finds it faster, see `faster_precision`), "bfloat16" or "off".
     """
 
     epochs: float
@@ -140,8 +139,9 @@ def run_specification(specification: dict[str, Any]) -> dict[str, Any]:
         initial=Path(specification["initial"]) if "initial" in specification else None,
         weights=Path(specification["weights"]),
         checkpoint=Path(specification["checkpoint"]),
+        precision=specification["precision"],
     )
-    return {"result": result.to_json(), "environment": environment()}
+    return {"result": result.to_json(), "environment": environment() | {"precision": specification["precision"]}}
 
 
 def train(
@@ -151,6 +151,7 @@ def train(
     *,
     seed: int,
     device: str | None = None,
+    precision: str | None = None,
     initial: Path | None = None,
     weights: Path | None = None,
     checkpoint: Path | None = None,
@@ -160,6 +161,7 @@ def train(
 
     Args:
         device: torch device; None takes a GPU where there is one.
+        precision: "float32" or "bfloat16" (autocast); None is what the recipe says, its "auto" decided by a timing now.
         initial: file of weights by place (`pretrained.read`), which the layers that fit start from.
         weights: safetensors file that the trained weights are written to, atomically.
         checkpoint: safetensors file kept at ends of epochs, `checkpoint_seconds` apart, from which the same
@@ -174,8 +176,9 @@ def train(
     model = build(network)
     if initial is not None:
         start(model, network, read(initial))
-    autocast = _autocast(network, recipe, place)
-    layout = _layout(model, recipe, place, autocast)
+    precision = precision or asked_precision(recipe) or faster_precision(network, recipe, device=str(place))
+    autocast = torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16")
+    layout = _layout(model, recipe, place, precision)
     model = model.to(place, memory_format=layout)
     decayed = [p for p in model.parameters() if _is_decayed(p)]
     others = [p for p in model.parameters() if not _is_decayed(p)]
@@ -238,7 +241,7 @@ def train(
             if recipe.mixup:
                 x = x.mul(share).add_(x.flip(0), alpha=1 - share)
 
-            with autocast():
+            with autocast:
                 logits = model(x).float()  # (B, K)
                 loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
                 if recipe.mixup:
@@ -344,71 +347,100 @@ def load_weights(network: AnyNetwork, path: Path) -> nn.Module:
     return model.eval()
 
 
-def seconds_per_image(network: AnyNetwork, recipe: Recipe, *, threads: int, budget_seconds: float = 1.0) -> float:
-    """Measured training seconds an image of this network on this machine's CPU, from a few steps of made-up images.
+class Pace(NamedTuple):
+    """Seconds an image: of training on it once, all that goes with a step included, and of scoring it."""
 
-    A large network is timed with few images of a lower resolution and the time raised in proportion to the
-    multiply-adds, so that this stays a matter of a second.
+    train_seconds: float
+    score_seconds: float
+
+
+def pace_specification(specification: dict[str, Any]) -> dict[str, Any]:
+    """What a worker runs to say how long a training would take there: `pace`, in plain JSON."""
+    network, recipe = _network(specification), Recipe(**specification["recipe"])
+    return pace(network, recipe, precision=specification["precision"])._asdict()
+
+
+def precision_specification(specification: dict[str, Any]) -> dict[str, Any]:
+    """What a worker runs before the first training with recipe.autocast=auto: `faster_precision`, in plain JSON."""
+    return {"precision": faster_precision(_network(specification), Recipe(**specification["recipe"]))}
+
+
+def pace(
+    network: AnyNetwork,
+    recipe: Recipe,
+    *,
+    precision: str,
+    device: str | None = None,
+    budget_seconds: float = 0.15,
+) -> Pace:
+    """How fast `network` trains and is scored on this device, measured by training it on a few made-up images.
+
+    `train` itself is timed with few and with more steps, so that what a training does once does not count. A large
+    network is timed with few images of a lower resolution and the time raised in proportion to the multiply-adds.
     """
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    most = 5e7 if place.type == "cpu" else 5e9  # multiply-adds of an image; four times as many a step
     timed, share = network, 1.0
     # A user's function may make networks for one resolution only, and knows no total stride.
-    while isinstance(timed, Network) and cost(timed).macs > 5e7 and timed.resolution >= 2 * timed.total_stride:
+    while isinstance(timed, Network) and cost(timed).macs > most and timed.resolution >= 2 * timed.total_stride:
         timed = replace(timed, resolution=timed.resolution // 2)
         share = cost(network).macs / cost(timed).macs
-    batch = max(2, min(recipe.batch_size, int(2e8 / cost(timed).macs)))
-    usual = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        torch.manual_seed(0)
-        model = build(timed)
-        x = torch.randn(batch, timed.in_channels, timed.resolution, timed.resolution)
-        y = torch.randint(timed.num_classes, (batch,))
-        autocast = _autocast(timed, recipe, torch.device("cpu"))
-        layout = _layout(model, recipe, torch.device("cpu"), autocast)
-        model, x = (v.to(memory_format=layout) for v in (model, x))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
-        times: list[float] = []
-        while len(times) < 2 or (sum(times) < budget_seconds and len(times) < 12):
-            began = time.perf_counter()
-            with autocast():
-                loss = F.cross_entropy(model(x).float(), y)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            times.append(time.perf_counter() - began)
-    finally:
-        torch.set_num_threads(usual)
-    return min(times[1:]) / batch * share
+    batch = max(2, min(recipe.batch_size, int(4 * most / cost(timed).macs)))
+    short = replace(recipe, epochs=1, batch_size=batch, learning_rate=1e-4)  # noise must not diverge
+
+    def seconds(steps: int) -> float:
+        data = _made_up(timed, steps * batch)
+        return train(timed, short, data, seed=0, device=str(place), precision=precision).train_seconds
+
+    def fastest(steps: int) -> float:
+        return min(seconds(steps) for _ in range(2))
+
+    seconds(2)  # kernels are chosen and compiled
+    few = fastest(2)
+    more = max(2, min(12, int(budget_seconds * 2 / few)))
+    step = max(1e-9, fastest(2 + more) - few) / more
+    model, images = build(timed).to(place), _made_up(timed, 4 * batch)
+    evaluate(model, timed, images, split="val", device=place)
+    began = time.perf_counter()
+    evaluate(model, timed, images, split="val", device=place)
+    return Pace(share * step / batch, share * (time.perf_counter() - began) / (4 * batch))
 
 
-def autocast_pays(network: AnyNetwork, device: torch.device) -> bool:
-    """Whether bfloat16 autocast is expected to be faster: on a GPU that has it, and on a CPU with the
-    instructions for plain convolutions only; depthwise ones lose more in the backward pass than the rest gains."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    convolutions = [module for module in build_on_meta(network).modules() if isinstance(module, nn.Conv2d)]
-    grouped = any(module.groups > 1 for module in convolutions)
-    return not grouped and "avx512_bf16" in _cpu_flags()
+def asked_precision(recipe: Recipe) -> str | None:
+    """The precision that the recipe asks for; None where it leaves it to a timing."""
+    return {"off": "float32", "bfloat16": "bfloat16"}.get(recipe.autocast)
 
 
-def bfloat16_is_emulated() -> bool:
-    """Whether trainings in bfloat16 are slower here than in float32: no GPU, and a CPU known to lack the instructions.
+def faster_precision(network: AnyNetwork, recipe: Recipe, *, device: str | None = None) -> str:
+    """What `network` trains faster in: "bfloat16" where it is measured to take a tenth less time, else "float32".
 
-    Measured on one without: preresnet_tiny took 4.3 times as long with recipe.autocast=bfloat16 as with off.
+    Without bfloat16 instructions nothing is measured: emulated, it was 4.3 times slower (preresnet_tiny, AVX2 alone).
     """
-    return not torch.cuda.is_available() and bool(_cpu_flags()) and not _cpu_flags() & {"avx512_bf16", "bf16"}
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    has = (
+        "bfloat16" in instructions()
+        if place.type == "cpu"
+        else torch.cuda.get_device_capability(place) >= (8, 0)  # older ones emulate it
+    )
+    if not has:
+        return "float32"
+    single, half = (
+        pace(network, recipe, precision=name, device=str(place)).train_seconds for name in ("float32", "bfloat16")
+    )
+    return "bfloat16" if half < 0.9 * single else "float32"
 
 
-def environment() -> dict[str, str]:
-    """Versions and machine: recorded with every evaluation, no part of its key."""
-    return {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "host": platform.node(),
-        "machine": platform.machine(),
-        "threads": str(torch.get_num_threads()),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
+def _made_up(network: AnyNetwork, num_images: int) -> Data:
+    """Noise of a network's size, to time it on."""
+    shape = (num_images, network.in_channels, network.resolution, network.resolution)
+    chance = torch.Generator().manual_seed(0)
+    images = torch.randint(256, shape, dtype=torch.uint8, generator=chance)
+    labels = torch.randint(network.num_classes, (num_images,), generator=chance)
+    sizes = Description(
+        "noise", network.in_channels, network.num_classes, network.resolution, num_images, num_images, num_images
+    )
+    halves = (0.5,) * network.in_channels
+    return Data(sizes, images, labels, images, labels, halves, halves, f"noise {shape}", lambda: None)  # type: ignore[arg-type,return-value]
 
 
 @lru_cache(maxsize=2)
@@ -457,7 +489,7 @@ def _schedule(recipe: Recipe, progress: float) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * rest) if recipe.schedule == "cosine" else 1 - rest
 
 
-def _layout(model: nn.Module, recipe: Recipe, device: torch.device, autocast: Any) -> torch.memory_format:
+def _layout(model: nn.Module, recipe: Recipe, device: torch.device, precision: str) -> torch.memory_format:
     """The layout of images in memory that `model` is trained in.
 
     Never channels_last in float32 on a CPU with a strided 1 x 1 convolution of few channels: the gradient of its
@@ -471,27 +503,13 @@ def _layout(model: nn.Module, recipe: Recipe, device: torch.device, autocast: An
         and part.in_channels // part.groups < 16
         for part in model.modules()
     )
-    if not recipe.channels_last or (overruns and device.type == "cpu" and autocast is nullcontext):
+    if not recipe.channels_last or (overruns and device.type == "cpu" and precision == "float32"):
         return torch.contiguous_format
     return torch.channels_last
 
 
-def _autocast(network: AnyNetwork, recipe: Recipe, device: torch.device) -> Any:
-    wanted = recipe.autocast == "bfloat16" or (recipe.autocast == "auto" and autocast_pays(network, device))
-    return (lambda: torch.autocast(device.type, torch.bfloat16)) if wanted else nullcontext
-
-
 def _mixed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-@lru_cache(maxsize=1)
-def _cpu_flags() -> frozenset[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line for line in lines if line.startswith(("flags", "Features"))), "").split())
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer, averaged: AveragedModel | None) -> dict[str, Tensor]:

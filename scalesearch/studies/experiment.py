@@ -15,18 +15,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from scalesearch import screen, study
 from scalesearch.config import ReproduceQuestion
-from scalesearch.cost import cost
 from scalesearch.data import describe
-from scalesearch.evaluation import Outcome
-from scalesearch.executor import EXECUTORS, default_workers
+from scalesearch.evaluation import Evaluator, Outcome, Work, mixed_precision
+from scalesearch.executor import EXECUTORS
 from scalesearch.ledger import Ledger, lock_study, write_atomic
+from scalesearch.machine import environment, instructions
 from scalesearch.model import identity
 from scalesearch.network import AnyNetwork
 from scalesearch.run import ALL_FAILED, DONE, SOME_FAILED, initial_weights
 from scalesearch.scaling import Rounding
 from scalesearch.screen import Screen
 from scalesearch.studies.points import Correct, Point, Setting, Trainings, point_values
-from scalesearch.training import bfloat16_is_emulated, environment, seconds_per_image
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +43,6 @@ _OF_SETTINGS: dict[tuple[str, str], Sequence[str]] = {
         "nothing is trained to the end",
     ),
 }
-_MOST_TIMED_MACS = 5e7  # of a network that a plan times itself; larger ones take as long as their multiply-adds say
 
 
 class Study:
@@ -126,6 +124,8 @@ def carry_out(question: ReproduceQuestion, out: Screen) -> int:
             _write_table(results, directory / "results.csv")
             out.answer({"experiment": question.name, "evaluations": study.counts(outcomes), "finding": None})
             return ALL_FAILED
+        if (mixed := mixed_precision(outcomes)) is not None:
+            out.warn(mixed)
         results = experiment.measured(trainings, results, directory, out)
         _write_table(results, directory / "results.csv")
         _conclude(question, experiment.summary(results, trainings.correct()), outcomes, directory, out)
@@ -254,7 +254,8 @@ def readme(entry: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> str:
             f"{entry['trainings']} trainings, {entry['seeds']} seeds a point, "
             f"{screen.duration(entry['train_seconds'])} of training on one thread each; intervals are at 95 %.",
         ]
-    lines += [f"Python {here['python']}, torch {here['torch']}, {here['machine']}, device {here['device']}.", ""]
+    machine = here.get("processor", here["machine"])
+    lines += [f"Python {here['python']}, torch {here['torch']}, {machine}, device {here['device']}.", ""]
     return "\n".join(lines)
 
 
@@ -279,28 +280,21 @@ def _setting(question: ReproduceQuestion, out: Screen) -> Setting:
 
 
 def _outlook(question: ReproduceQuestion, setting: Setting, points: Sequence[Point]) -> dict[str, Any]:
-    """Trainings, multiply-adds x images of all, and seconds with the workers of this command, measured here."""
-    threads = int(question.executor["threads"])
-    workers = int(question.executor["workers"] or 0) or max(1, default_workers() // threads)
-    seconds: dict[tuple[Any, ...], float] = {}
-    slowest = (0.0, 0.0)  # multiply-adds and seconds an image of the largest network that was timed
-    for point in sorted(points, key=lambda point: cost(point.network).macs):
+    """Trainings, multiply-adds x images of all, and seconds with the workers of this command, measured in them."""
+    work: dict[tuple[Any, ...], Work] = {}
+    for point in points:
         same = json.dumps(identity(point.network), sort_keys=True)  # whatever its name, as in an evaluation's key
         what = (same, point.recipe, point.data, point.init, point.after is not None)
-        if what not in seconds:
-            sizes, macs = describe(point.data), cost(point.network).macs
-            images = sizes.num_train * point.recipe.epochs + sizes.num_val / 3
-            if macs <= _MOST_TIMED_MACS or not slowest[0]:
-                slowest = macs, seconds_per_image(point.network, point.recipe, threads=threads, budget_seconds=0.05)
-            seconds[what] = images * slowest[1] * macs / slowest[0]
-    work = math.fsum(
+        work.setdefault(what, Work(point.network, point.recipe, describe(point.data), setting.seeds))
+    with EXECUTORS[question.executor_name](**question.executor) as executor:
+        seconds = Evaluator(Ledger(question.workspace), executor, setting.data).expected_seconds(list(work.values()))
+    macs_images = math.fsum(
         point_values(point)["macs"] * describe(point.data).num_train * point.recipe.epochs for point in points
     )
-    total = setting.seeds * len(seconds)
     return {
-        "trainings": total,
-        "macs_images": work * setting.seeds,
-        "estimated_seconds": round(setting.seeds * math.fsum(seconds.values()) / min(workers, total), 1),
+        "trainings": setting.seeds * len(work),
+        "macs_images": macs_images * setting.seeds,
+        "estimated_seconds": round(seconds, 1),
     }
 
 
@@ -329,7 +323,7 @@ def _show_plan(
         "those that the ledger has are not repeated"
     )
     out.say(f"expected time for all of them on this machine: {screen.duration(outlook['estimated_seconds'])}")
-    if setting.recipe.autocast == "bfloat16" and bfloat16_is_emulated():
+    if setting.recipe.autocast == "bfloat16" and environment()["device"] == "cpu" and "bfloat16" not in instructions():
         out.say(
             "this CPU emulates bfloat16, several times slower than float32: recipe.autocast=auto takes what is "
             "quicker; its trainings are not those of the recorded figures"

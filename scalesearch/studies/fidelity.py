@@ -17,7 +17,7 @@ from scalesearch import config, study
 from scalesearch.config import FidelityQuestion
 from scalesearch.cost import cost
 from scalesearch.data import load
-from scalesearch.evaluation import Evaluation, Evaluator, Outcome
+from scalesearch.evaluation import Evaluation, Evaluator, Outcome, mixed_precision
 from scalesearch.executor import EXECUTORS
 from scalesearch.ledger import Ledger, lock_study, write_atomic
 from scalesearch.network import Factory
@@ -86,6 +86,8 @@ def fidelity(question: FidelityQuestion, out: Screen) -> int:
             outcome = outcomes[one.evaluation.key]
             if outcome.result is None:
                 out.warn(f"{one.candidate.id} seed {one.evaluation.seed} failed: {outcome.reason}")
+        if (mixed := mixed_precision(outcomes.values())) is not None:
+            out.warn(mixed)
         counts = study.counts(list(outcomes.values()))
         file = directory / f"fidelity-{question.against}-{question.factor:.10g}.csv"
         write_atomic(file, trainings(searched, references, outcomes).to_csv(index=False).encode())

@@ -266,6 +266,7 @@ class Trainings:
                         "val_loss": math.nan if result is None else result.val_loss,
                         **({} if test is None else {"test_accuracy": test.get(key, math.nan)}),
                         "train_seconds": math.nan if result is None else round(result.train_seconds, 2),
+                        "precision": outcome.precision,
                         "key": key,
                         "reason": outcome.reason,
                     }

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from scalesearch.data import Data
 from scalesearch.ledger import write_atomic
+from scalesearch.machine import environment
 from scalesearch.search import BASELINE, Candidate, Stopped, Trained
 from scalesearch.tracking.tracker import Status, Tracker
-from scalesearch.training import Result, environment
+from scalesearch.training import Result
 
 if TYPE_CHECKING:
     from scalesearch.selection import Choice
@@ -102,7 +103,12 @@ class StudyLog:
             name=f"{candidate.id} seed {outcome.evaluation.seed}{short}",
             parent=child,
             params={"seed": outcome.evaluation.seed, "epochs": epochs},
-            tags={"key": outcome.evaluation.key, "reused": outcome.reused, "reason": outcome.reason},
+            tags={
+                "key": outcome.evaluation.key,
+                "reused": outcome.reused,
+                "reason": outcome.reason,
+                "precision": outcome.precision,
+            },
         )
         if outcome.result is not None:
             result = outcome.result
