@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,41 @@ def around(block: str, **fields: Any) -> Network:
         activation="relu",
         num_classes=5,
     )
+
+
+class InThisProcess:
+    """An executor whose worker is this process, with what it was asked: for tests that are not about processes."""
+
+    slots = 1
+
+    def __init__(self, workers: int | None = None, *, threads: int = 1, devices: Sequence[str] = ()) -> None:
+        self.asked: list[tuple[str, str]] = []
+
+    def __enter__(self) -> InThisProcess:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def submit(self, function: Any, specification: dict[str, Any]) -> Future[dict[str, Any]]:
+        from scalesearch.executor import EvaluationFailed
+
+        self.asked.append((function.__name__, specification.get("name", "")))
+        future: Future[dict[str, Any]] = Future()
+        try:
+            future.set_result(function(specification))
+        except Exception as error:
+            future.set_exception(EvaluationFailed(f"{type(error).__name__}: {error}", ""))
+        return future
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    """`executor=local` trains in this process; timings are planted, and nothing is in bfloat16 unless asked for."""
+    from scalesearch import executor, training
+
+    monkeypatch.setitem(executor.EXECUTORS, "local", InThisProcess)
+    monkeypatch.setattr(training, "pace", lambda *_, **__: training.Pace(1e-4, 1e-5))
 
 
 @pytest.fixture

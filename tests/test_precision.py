@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from conftest import InThisProcess
 
 from scalesearch import machine, training
 from scalesearch.data import DataSpec, describe, load
@@ -49,21 +48,6 @@ RECIPE = Recipe(
 DIGITS = DataSpec("digits", num_train=64, num_val=50)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class InThisProcess:
-    """An executor whose worker is this process; it keeps what it was asked."""
-
-    slots = 1
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, str]] = []
-
-    def submit(self, function: Any, specification: dict[str, Any]) -> Future[dict[str, Any]]:
-        self.asked.append((function.__name__, specification.get("name", "")))
-        future: Future[dict[str, Any]] = Future()
-        future.set_result(function(specification))
-        return future
 
 
 def evaluator(workspace: Path, executor: InThisProcess) -> Evaluator:

@@ -7,7 +7,6 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +16,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import InThisProcess
 
 from scalesearch.cli import main
 from scalesearch.config import from_yaml
 from scalesearch.cost import cost
 from scalesearch.data import DataSpec, load
-from scalesearch.executor import EXECUTORS, LocalExecutor
+from scalesearch.executor import EXECUTORS
 from scalesearch.model import build
 from scalesearch.network import from_table
 from scalesearch.scaling import Coefficients, Rounding
@@ -40,17 +40,20 @@ from scalesearch.studies.proxy_study import ProxyStudy
 from scalesearch.studies.summaries import Paired, published, summarised
 from scalesearch.studies.table3 import Table3
 from scalesearch.studies.table7 import Table7, class_maps, first_of_each_class, in_boxes, map_side, num_maps, scores
-from scalesearch.training import Recipe, resized
+from scalesearch.training import Recipe, resized, run_specification
 
 ROOT = Path(__file__).resolve().parent.parent
 YAMLS = sorted(path for path in (ROOT / "experiments").glob("*.yaml") if "\nexperiment:" in path.read_text())
 RECORDED = sorted(path.parent for path in (ROOT / "experiments").glob("*/summary.csv"))
 THIRDS = Coefficients(1.26, 1.122, 1.122)
-TINY = ("data.num_train=384", "data.num_val=128", "recipe.epochs=1", "recipe.seeds=2", "recipe.batch_size=64")
+TINY = (
+    *("data.num_train=192", "data.num_val=128", "recipe.epochs=1", "recipe.seeds=2", "recipe.batch_size=64"),
+    "recipe.autocast=off",
+)
 SMALLEST = {
     "figure3": ("experiment.widths=[1,1.4]", "experiment.depths=[1,2]", "experiment.resolutions=[1,1.3]"),
     "figure4": ("experiment.widths=[1,1.4]", "experiment.curves=[[1,1],[2,1]]"),
-    "figure8": ("experiment.costs=[2]",),
+    "figure8": ("experiment.costs=[2]", "test=false"),  # 10,000 images for each of 16
     "phi_check": ("experiment.phis=[1,2]", "experiment.steps=[1]"),
     "table3": ("experiment.cost=2", "proxy.resolution=16", "recipe.seeds=1"),
     "table7": ("experiment.cost=2", "experiment.images=100"),
@@ -98,6 +101,7 @@ def test_every_experiment_has_a_yaml_of_its_name() -> None:
     assert {from_yaml(path)["experiment"]["name"] for path in YAMLS} == set(EXPERIMENTS)
 
 
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
 def test_every_experiment_says_beforehand_what_it_costs(
     path: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -166,6 +170,7 @@ def test_the_star_has_its_centre_and_its_tips() -> None:
 # --- the smallest real runs -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("name", SMALLEST)
 def test_the_smallest_run_of_each(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = (name, *TINY, *SMALLEST[name], f"workspace={tmp_path}", "--json")
@@ -199,6 +204,15 @@ def test_the_smallest_run_of_each(name: str, capsys: pytest.CaptureFixture[str],
         assert pd.read_csv(directory / "results.csv").equals(results)
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_the_test_split_is_scored_where_it_is_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ("figure8", *TINY, "recipe.seeds=1", "experiment.costs=[2]", f"workspace={tmp_path}")
+    assert call("reproduce", *words, "test=true") == 0
+    results = pd.read_csv(tmp_path / "experiments" / "figure8" / "results.csv")
+    assert results["test_accuracy"].between(0, 1).all()
+    assert "test accuracy (%)" in capsys.readouterr().out
+
+
 def test_a_killed_experiment_goes_on_where_it_was(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ("figure4", *TINY, *SMALLEST["figure4"], "executor.workers=1", f"workspace={tmp_path}")
     command = [str(Path(sys.executable).with_name("scalesearch")), "reproduce", *words]
@@ -216,29 +230,20 @@ def test_a_killed_experiment_goes_on_where_it_was(capsys: pytest.CaptureFixture[
     assert counts["trained"] + counts["reused"] == 8
 
 
-class Failing:
+class Failing(InThisProcess):
     """An executor of which every training fails, but for those of networks that `good` names."""
 
-    slots = 1
     good: ClassVar[str] = "nothing"
 
-    def __init__(self, *, workers: int | None = None, threads: int = 1, devices: Sequence[str] = ()) -> None:
-        self._real = LocalExecutor(workers=1)
-
-    def __enter__(self) -> Failing:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._real.shutdown()
-
     def submit(self, function: Any, specification: dict[str, Any]) -> Future[dict[str, Any]]:
-        if specification["name"].endswith(self.good):
-            return self._real.submit(function, specification)
+        if function is not run_specification or specification["name"].endswith(self.good):
+            return super().submit(function, specification)
         future: Future[dict[str, Any]] = Future()
         future.set_exception(RuntimeError("planted"))
         return future
 
 
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize(("good", "code", "count"), [("nothing", 4, 16), ("_2x", 3, 2)])
 def test_what_fails_is_said_and_can_be_run_again(
     good: str,
@@ -298,6 +303,7 @@ def test_what_is_refused_is_refused_in_a_line(
     assert not list(tmp_path.iterdir()), "nothing was written"
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_run_and_plan_take_an_experiment_to_where_it_belongs(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -309,24 +315,20 @@ def test_run_and_plan_take_an_experiment_to_where_it_belongs(
     assert json.loads(capsys.readouterr().out)["candidates"]
 
 
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize(
-    ("flags", "autocast", "warned"),
-    [
-        ("avx2", "bfloat16", True),
-        ("avx2 avx512_bf16", "bfloat16", False),
-        ("asimd bf16", "bfloat16", False),
-        ("avx2", "auto", False),
-    ],
+    ("found", "autocast", "warned"),
+    [((), "bfloat16", True), (("AVX-512", "bfloat16"), "bfloat16", False), ((), "auto", False)],
 )
 def test_a_plan_warns_of_a_cpu_that_emulates_bfloat16(
-    flags: str,
+    found: tuple[str, ...],
     autocast: str,
     warned: bool,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("scalesearch.training._cpu_flags", lambda: frozenset(flags.split()))
+    monkeypatch.setattr("scalesearch.studies.experiment.instructions", lambda: frozenset(found))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     overrides = (f"recipe.autocast={autocast}", "experiment.costs=[2]", f"workspace={tmp_path}")
     assert call("plan", "figure8", *overrides) == 0
@@ -571,10 +573,12 @@ def test_latency_compares_with_what_is_as_accurate_and_as_dear() -> None:
     assert all(f"{value:g} times" in LatencyStudy.paper for value in printed)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_tuned_networks_start_from_what_the_same_seed_left(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Tuned at a vanishing rate they are what was pretrained: as accurate on the first set's own images."""
     words = ("transfer", *TINY, "experiment.cost=2", "experiment.epochs=[0.1]", "experiment.learning_rate=1e-7")
-    words = (*words, "data@target=fashion_scenes", "target.num_train=384", "target.num_val=128", "recipe.epochs=8")
+    words = (*words, "data@target=fashion_scenes", "target.num_train=384", "target.num_val=128", "recipe.epochs=16")
+    words = (*words, "data.num_train=384")
     assert call("reproduce", *words, "experiment.batch_size=384", f"workspace={tmp_path}", "--json") == 0
     table = pd.read_csv(tmp_path / "experiments" / "transfer" / "results.csv").set_index(["curve", "seed"])
     for size in ("baseline", "compound"):

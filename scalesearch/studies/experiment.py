@@ -280,22 +280,21 @@ def _setting(question: ReproduceQuestion, out: Screen) -> Setting:
 
 
 def _outlook(question: ReproduceQuestion, setting: Setting, points: Sequence[Point]) -> dict[str, Any]:
-    """Trainings, multiply-adds x images of all, and seconds with the workers of this command, measured in them."""
+    """Trainings, multiply-adds x images of all, and of a plan the seconds that they take, from timing some of them."""
     work: dict[tuple[Any, ...], Work] = {}
     for point in points:
         same = json.dumps(identity(point.network), sort_keys=True)  # whatever its name, as in an evaluation's key
         what = (same, point.recipe, point.data, point.init, point.after is not None)
         work.setdefault(what, Work(point.network, point.recipe, describe(point.data), setting.seeds))
-    with EXECUTORS[question.executor_name](**question.executor) as executor:
-        seconds = Evaluator(Ledger(question.workspace), executor, setting.data).expected_seconds(list(work.values()))
     macs_images = math.fsum(
         point_values(point)["macs"] * describe(point.data).num_train * point.recipe.epochs for point in points
     )
-    return {
-        "trainings": setting.seeds * len(work),
-        "macs_images": macs_images * setting.seeds,
-        "estimated_seconds": round(seconds, 1),
-    }
+    outlook = {"trainings": setting.seeds * len(work), "macs_images": macs_images * setting.seeds}
+    if not question.dry_run:  # a run says at its first training what is left
+        return outlook
+    with EXECUTORS[question.executor_name](**question.executor) as executor:
+        seconds = Evaluator(Ledger(question.workspace), executor, setting.data).expected_seconds(list(work.values()))
+    return outlook | {"estimated_seconds": round(seconds, 1)}
 
 
 def _show_plan(
@@ -322,7 +321,8 @@ def _show_plan(
         f"{outlook['trainings']} trainings ({setting.seeds} seeds each) on {sizes.num_train} images of {sizes.name}; "
         "those that the ledger has are not repeated"
     )
-    out.say(f"expected time for all of them on this machine: {screen.duration(outlook['estimated_seconds'])}")
+    if "estimated_seconds" in outlook:
+        out.say(f"expected time for all of them on this machine: {screen.duration(outlook['estimated_seconds'])}")
     if setting.recipe.autocast == "bfloat16" and environment()["device"] == "cpu" and "bfloat16" not in instructions():
         out.say(
             "this CPU emulates bfloat16, several times slower than float32: recipe.autocast=auto takes what is "
