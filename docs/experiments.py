@@ -17,7 +17,9 @@ INTRODUCTION = """\
 `python docs/experiments.py` writes this page from the tables in [experiments/](../experiments). Each experiment
 is one command, goes on where it stopped, and shares its trainings with every other and with the search;
 `scalesearch plan NAME` says beforehand what it would train and how long that would take. Everything below was
-trained on two CPU cores.
+trained on two CPU cores with AVX-512 and bfloat16; `recipe.autocast=bfloat16` stands in a command where its
+trainings were made in that. Without it a timing decides (`auto`), and a processor without the instructions takes
+float32.
 
 Networks that are compared cost the same **counted** multiply-adds, within 3 %. One solver brings all of them
 there: the rule of rounding first, then the fewest departures from it (`moves` in results.csv). A single
