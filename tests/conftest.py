@@ -6,6 +6,7 @@ import csv
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,16 @@ REFERENCE = Path(__file__).parent / "reference"
 TABLES = sorted(
     path for path in (CONF / "baseline").glob("*.yaml") if "factory" not in yaml.safe_load(path.read_text())
 )
+
+
+@contextmanager
+def case(*names: object) -> Iterator[None]:
+    """What fails inside says which turn of a loop it was."""
+    try:
+        yield
+    except BaseException as failure:  # what `pytest.raises` and `pytest.fail` raise is no Exception
+        failure.add_note(f"in the case {', '.join(map(str, names))}")
+        raise
 
 
 @pytest.fixture(params=TABLES, ids=lambda path: path.stem)
