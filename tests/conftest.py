@@ -127,3 +127,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def brief_latencies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A latency is that of a run or two: for tests of what is said about networks, not of how long they take."""
+    from scalesearch import budget
+    from scalesearch.latency import latency
+
+    monkeypatch.setattr(budget, "latency", lambda network, *, budget_seconds: latency(network, budget_seconds=1e-5))
