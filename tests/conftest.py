@@ -73,12 +73,17 @@ def reference() -> Callable[[str], list[dict[str, str]]]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`block_network`: a small network around every block of `BLOCKS`, in each of the shapes below."""
+    """`block_network`: each of `block_networks` in turn."""
     if "block_network" in metafunc.fixturenames:
-        from scalesearch.model import BLOCKS
-
-        cases = {f"{block}-{shape}": around(block, **SHAPES[shape]) for block in BLOCKS for shape in SHAPES}
+        cases = block_networks()
         metafunc.parametrize("block_network", cases.values(), ids=cases)
+
+
+def block_networks() -> dict[str, Network]:
+    """A small network around every block of `BLOCKS`, in each of the shapes below."""
+    from scalesearch.model import BLOCKS
+
+    return {f"{block}-{shape}": around(block, **SHAPES[shape]) for block in BLOCKS for shape in SHAPES}
 
 
 REQUIRED: dict[str, Any] = {"channels": 16, "heads": 4}
