@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import case
 
 from scalesearch.cost import cost
 from scalesearch.latency import latency
@@ -58,18 +59,23 @@ def test_a_network_slower_than_the_budget_is_measured_once(small: Network) -> No
     assert found.low_ms == found.median_ms == found.high_ms > 0
 
 
-@pytest.mark.parametrize("before", [1, 2])
-def test_the_threads_are_put_back(before: int, small: Network) -> None:
-    usual = torch.get_num_threads()
-    torch.set_num_threads(before)
-    try:
-        assert latency(small, device="cpu", threads=3 - before, budget_seconds=1e-5).threads == 3 - before
-        assert torch.get_num_threads() == before
-        with pytest.raises(ValueError, match="known blocks"):
-            latency(replace(small, stem=(replace(small.stem[0], block="unknown"),)), device="cpu", threads=3 - before)
-        assert torch.get_num_threads() == before
-    finally:
-        torch.set_num_threads(usual)
+def test_the_threads_are_put_back(small: Network) -> None:
+    for before in [1, 2]:
+        with case(before):
+            usual = torch.get_num_threads()
+            torch.set_num_threads(before)
+            try:
+                assert latency(small, device="cpu", threads=3 - before, budget_seconds=1e-5).threads == 3 - before
+                assert torch.get_num_threads() == before
+                with pytest.raises(ValueError, match="known blocks"):
+                    latency(
+                        replace(small, stem=(replace(small.stem[0], block="unknown"),)),
+                        device="cpu",
+                        threads=3 - before,
+                    )
+                assert torch.get_num_threads() == before
+            finally:
+                torch.set_num_threads(usual)
 
 
 def test_torchs_generator_is_left_alone(small: Network) -> None:
@@ -78,10 +84,10 @@ def test_torchs_generator_is_left_alone(small: Network) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:x", "mps", "meta", "", 0.5])
-def test_another_device_is_refused_by_name(device: str, small: Network) -> None:
-    with pytest.raises(ValueError, match=r"device is .*; it must be 'cpu', 'cuda' or one GPU"):
-        latency(small, device=device)
+def test_another_device_is_refused_by_name(small: Network) -> None:
+    for device in ["gpu", "cuda:x", "mps", "meta", "", 0.5]:
+        with case(device), pytest.raises(ValueError, match=r"device is .*; it must be 'cpu', 'cuda' or one GPU"):
+            latency(small, device=device)
 
 
 def test_a_gpu_that_is_not_there_is_of_the_environment(small: Network) -> None:
@@ -89,20 +95,18 @@ def test_a_gpu_that_is_not_there_is_of_the_environment(small: Network) -> None:
         latency(small, device="cuda:99")
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
+def test_a_number_out_of_range_is_refused_by_name(small: Network) -> None:
+    cases = [
         ({"threads": 0}, "threads is 0; it must be a whole number from 1"),
         ({"threads": 1.5}, "threads is 1.5"),
         ({"batch_size": 0}, "batch_size is 0; it must be a whole number from 1"),
         ({"batch_size": True}, "batch_size is True"),
         ({"budget_seconds": 0}, "budget_seconds is 0; it must be a number above 0"),
         ({"budget_seconds": float("nan")}, "budget_seconds is nan"),
-    ],
-)
-def test_a_number_out_of_range_is_refused_by_name(given: dict[str, float], said: str, small: Network) -> None:
-    with pytest.raises(ValueError, match=said):
-        latency(small, device="cpu", **given)  # type: ignore[arg-type]
+    ]
+    for given, said in cases:
+        with case(given, said), pytest.raises(ValueError, match=said):
+            latency(small, device="cpu", **given)  # type: ignore[arg-type]
 
 
 @pytest.mark.gpu
