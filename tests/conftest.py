@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,16 @@ REFERENCE = Path(__file__).parent / "reference"
 TABLES = sorted(
     path for path in (CONF / "baseline").glob("*.yaml") if "factory" not in yaml.safe_load(path.read_text())
 )
+
+
+@contextmanager
+def case(*names: object) -> Iterator[None]:
+    """What fails inside says which turn of a loop it was."""
+    try:
+        yield
+    except BaseException as failure:  # what `pytest.raises` and `pytest.fail` raise is no Exception
+        failure.add_note(f"in the case {', '.join(map(str, names))}")
+        raise
 
 
 @pytest.fixture(params=TABLES, ids=lambda path: path.stem)
@@ -63,12 +74,17 @@ def reference() -> Callable[[str], list[dict[str, str]]]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`block_network`: a small network around every block of `BLOCKS`, in each of the shapes below."""
+    """`block_network`: each of `block_networks` in turn."""
     if "block_network" in metafunc.fixturenames:
-        from scalesearch.model import BLOCKS
-
-        cases = {f"{block}-{shape}": around(block, **SHAPES[shape]) for block in BLOCKS for shape in SHAPES}
+        cases = block_networks()
         metafunc.parametrize("block_network", cases.values(), ids=cases)
+
+
+def block_networks() -> dict[str, Network]:
+    """A small network around every block of `BLOCKS`, in each of the shapes below."""
+    from scalesearch.model import BLOCKS
+
+    return {f"{block}-{shape}": around(block, **SHAPES[shape]) for block in BLOCKS for shape in SHAPES}
 
 
 REQUIRED: dict[str, Any] = {"channels": 16, "heads": 4}
@@ -152,3 +168,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def brief_latencies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A latency is that of a run or two: for tests of what is said about networks, not of how long they take."""
+    from scalesearch import budget
+    from scalesearch.latency import latency
+
+    monkeypatch.setattr(budget, "latency", lambda network, *, budget_seconds: latency(network, budget_seconds=1e-5))

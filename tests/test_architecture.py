@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import pytest
+from conftest import case
 
 import scalesearch
 from scalesearch.cli import COMMANDS
@@ -20,7 +21,20 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # The rooms in the order of the method: each imports only from those before it.
 ROOMS = (
-    *("network", "scaling", "model", "cost", "memory", "latency", "data", "pretrained", "training", "ledger", "budget"),
+    *(
+        "network",
+        "scaling",
+        "model",
+        "cost",
+        "machine",
+        "memory",
+        "latency",
+        "data",
+        "pretrained",
+        "training",
+        "ledger",
+    ),
+    "budget",
     *("executor", "evaluation", "search", "selection", "variants", "fitting", "export", "template", "tracking"),
     *("figures", "config", "study", "report", "screen", "run", "studies", "commands", "cli"),
 )
@@ -53,10 +67,22 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(path: Path) -> Iterator[tuple[str, str]]:
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
+def installed() -> dict[str, list[str]]:
+    return dict(packages_distributions())
+
+
+@functools.cache
+def imports(path: Path) -> tuple[tuple[str, str], ...]:
     """(dotted name, when) of every import: at "once", "later" in a function, or for its "types" alone."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     when: dict[int, str] = {}
+    found: list[tuple[str, str]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             when.update((id(inner), "later") for inner in ast.walk(node))
@@ -64,10 +90,11 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
             when.update((id(inner), "types") for inner in ast.walk(node))
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, when.get(id(node), "once")) for alias in node.names)
+            found += [(alias.name, when.get(id(node), "once")) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative imports hide which room is meant"
-            yield from ((f"{node.module}.{alias.name}", when.get(id(node), "once")) for alias in node.names)
+            found += [(f"{node.module}.{alias.name}", when.get(id(node), "once")) for alias in node.names]
+    return tuple(found)
 
 
 def third_party(path: Path) -> Iterator[tuple[str, str]]:
@@ -85,33 +112,34 @@ def test_every_module_has_its_place_in_the_order() -> None:
     assert {room_of(path) for path in SOURCES} - {"__init__", "__main__"} == set(ROOMS)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_a_room_imports_only_from_those_before_it(path: Path) -> None:
-    room = room_of(path)
-    before = ROOMS[: ROOMS.index(room)] if room in ROOMS else ()
-    for name, when in imports(path):
-        top, _, rest = name.partition(".")
-        if top == "scalesearch" and rest != "__version__":
-            other = rest.partition(".")[0]
-            # The package itself opens its doors when somebody knocks, and loads nothing before.
-            lazily = room == "__init__" and when != "once"
-            assert lazily or other in (*before, room), f"{room} may not import {other}"
+def test_a_room_imports_only_from_those_before_it() -> None:
+    for path in SOURCES:
+        with case(name_of(path)):
+            room = room_of(path)
+            before = ROOMS[: ROOMS.index(room)] if room in ROOMS else ()
+            for name, when in imports(path):
+                top, _, rest = name.partition(".")
+                if top == "scalesearch" and rest != "__version__":
+                    other = rest.partition(".")[0]
+                    # The package itself opens its doors when somebody knocks, and loads nothing before.
+                    lazily = room == "__init__" and when != "once"
+                    assert lazily or other in (*before, room), f"{room} may not import {other}"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_a_library_has_one_door(path: Path) -> None:
-    for library, when in third_party(path):
-        if when == "types":  # nothing is loaded, and nothing of the library is used
-            continue
-        assert room_of(path) in DOORS.get(library, set(ROOMS)), f"{library} belongs to {DOORS[library]}"
+def test_a_library_has_one_door() -> None:
+    for path in SOURCES:
+        with case(name_of(path)):
+            for library, when in third_party(path):
+                if when == "types":  # nothing is loaded, and nothing of the library is used
+                    continue
+                assert room_of(path) in DOORS.get(library, set(ROOMS)), f"{library} belongs to {DOORS[library]}"
 
 
 def test_the_table_of_doors_names_libraries_that_are_used() -> None:
     assert set(DOORS) <= {library for path in SOURCES for library, _ in third_party(path)}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_what_is_imported_is_declared(path: Path) -> None:
+def test_what_is_imported_is_declared() -> None:
     core = {distribution(requirement) for requirement in PROJECT["dependencies"]}
     extras = {
         distribution(requirement)
@@ -119,15 +147,17 @@ def test_what_is_imported_is_declared(path: Path) -> None:
         for requirement in requirements
         if name != "dev"
     }
-    known = packages_distributions()
-    for library, when in third_party(path):
-        provided = {distribution(name) for name in known.get(library, [library])}
-        allowed = core if when == "once" else core | extras
-        assert provided & allowed, f"{library} is imported ({when}) and not declared for that"
+    known = installed()
+    for path in SOURCES:
+        with case(name_of(path)):
+            for library, when in third_party(path):
+                provided = {distribution(name) for name in known.get(library, [library])}
+                allowed = core if when == "once" else core | extras
+                assert provided & allowed, f"{library} is imported ({when}) and not declared for that"
 
 
 def test_what_is_declared_is_imported() -> None:
-    known = packages_distributions()
+    known = installed()
     imported = {
         distribution(name) for path in SOURCES for library, _ in third_party(path) for name in known.get(library, [])
     }
@@ -136,46 +166,49 @@ def test_what_is_declared_is_imported() -> None:
     assert {distribution(requirement) for requirement in PROJECT["dependencies"]} - imported == floors
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_nothing_read_from_a_file_is_executed(path: Path) -> None:
-    for name, _ in imports(path):
-        assert not UNPICKLING & set(name.split(".")), name
-        assert not name.startswith("hydra.utils"), name
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            assert called not in {"eval", "exec", "compile", "__import__", "torch.load", "yaml.load"}, called
-            assert called.rpartition(".")[2] not in {"instantiate", "unsafe_load", "full_load"}, called
-            assert "allow_pickle" not in {keyword.arg for keyword in node.keywords}, called
+def test_nothing_read_from_a_file_is_executed() -> None:
+    for path in SOURCES:
+        with case(name_of(path)):
+            for name, _ in imports(path):
+                assert not UNPICKLING & set(name.split(".")), name
+                assert not name.startswith("hydra.utils"), name
+            for node in ast.walk(parsed(path)):
+                if isinstance(node, ast.Call):
+                    called = ast.unparse(node.func)
+                    assert called not in {"eval", "exec", "compile", "__import__", "torch.load", "yaml.load"}, called
+                    assert called.rpartition(".")[2] not in {"instantiate", "unsafe_load", "full_load"}, called
+                    assert "allow_pickle" not in {keyword.arg for keyword in node.keywords}, called
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_what_is_public_says_what_it_is(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    assert ast.get_docstring(tree), "the module"
-    door = path.parent / "__init__.py"  # of a room that is a folder, what others may use stands in `__all__`
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            if path.parent != PACKAGE and f'"{node.name}"' not in door.read_text():
-                continue
-            assert ast.get_docstring(node), node.name
+def test_what_is_public_says_what_it_is() -> None:
+    for path in SOURCES:
+        with case(name_of(path)):
+            tree = parsed(path)
+            assert ast.get_docstring(tree), "the module"
+            door = path.parent / "__init__.py"  # of a room that is a folder, what others may use stands in `__all__`
+            for node in tree.body:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                    if path.parent != PACKAGE and f'"{node.name}"' not in door.read_text():
+                        continue
+                    assert ast.get_docstring(node), node.name
 
 
 CONFIGURATIONS = sorted([*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "experiments").rglob("*.yaml")])
 
 
-@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_configuration_opens_with_what_it_is_and_a_command(path: Path) -> None:
-    head = []
-    for line in path.read_text().splitlines():
-        if not line.startswith("#"):
-            break
-        head.append(line.lstrip("# "))
-    words = [line for line in head if line and not line.startswith(("@package", "scalesearch "))]
-    assert words, "no sentence says what it is"
-    commands = re.findall(r"(?m)(?:^|[`(]|: )scalesearch (\w+)", "\n".join(head))
-    assert commands, "no command that uses it"
-    assert set(commands) <= set(COMMANDS)
+def test_every_configuration_opens_with_what_it_is_and_a_command() -> None:
+    for path in CONFIGURATIONS:
+        with case(path.relative_to(ROOT)):
+            head = []
+            for line in path.read_text().splitlines():
+                if not line.startswith("#"):
+                    break
+                head.append(line.lstrip("# "))
+            words = [line for line in head if line and not line.startswith(("@package", "scalesearch "))]
+            assert words, "no sentence says what it is"
+            commands = re.findall(r"(?m)(?:^|[`(]|: )scalesearch (\w+)", "\n".join(head))
+            assert commands, "no command that uses it"
+            assert set(commands) <= set(COMMANDS)
 
 
 def test_the_version_is_the_same_everywhere() -> None:

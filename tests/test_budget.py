@@ -4,10 +4,11 @@ import json
 import math
 import re
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
-from conftest import CONF
+from conftest import CONF, case
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,11 +32,10 @@ LARGER = replace(TINY, name="larger", stages=(replace(TINY.stages[0], channels=6
 # The budget of a search
 
 
-@pytest.mark.parametrize(
-    ("ratio", "admitted"), [(2, True), (2.2, True), (1.8, True), (2.2 + 1e-6, False), (1.8 - 1e-6, False), (0, False)]
-)
-def test_the_edges_of_a_budget_belong_to_it(ratio: float, admitted: bool) -> None:
-    assert Budget(2.0, 0.1).admits(ratio) is admitted
+def test_the_edges_of_a_budget_belong_to_it() -> None:
+    for ratio, admitted in [(2, True), (2.2, True), (1.8, True), (2.2 + 1e-6, False), (1.8 - 1e-6, False), (0, False)]:
+        with case(ratio, admitted):
+            assert Budget(2.0, 0.1).admits(ratio) is admitted
 
 
 def test_a_budget_without_tolerance_admits_its_ratio_only() -> None:
@@ -46,9 +46,8 @@ def test_a_budget_without_tolerance_admits_its_ratio_only() -> None:
 # Quantities
 
 
-@pytest.mark.parametrize(
-    ("metric", "given", "number"),
-    [
+def test_quantities_are_read_as_people_write_them() -> None:
+    cases = [
         ("macs", "300M", 300e6),
         ("macs", "1.5G", 1.5e9),
         ("macs", "1.5 g", 1.5e9),
@@ -65,34 +64,34 @@ def test_a_budget_without_tolerance_admits_its_ratio_only() -> None:
         ("latency_ms", 20, 20),
         ("latency_ms", "0.5", 0.5),
         ("latency_ms", "20ms", 20),
-    ],
-)
-def test_quantities_are_read_as_people_write_them(metric: str, given: object, number: float) -> None:
-    assert parse(given, metric) == pytest.approx(number, rel=1e-15)
+    ]
+    for metric, text, number in cases:
+        with case(metric, text, number):
+            assert parse(text, metric) == pytest.approx(number, rel=1e-15)
 
 
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize(
-    "given",
-    [True, 0, -1, "-5M", "", "M", "300X", "1M2", "1,5G", "nan", math.nan, math.inf, [1], {"a": 1}, "1e99", "20 %"],
-)
-def test_what_is_no_quantity_is_refused_by_its_key(metric: str, given: object) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"budget.{metric} is {given!r}; it must be ")):
-        parse(given, metric)
+def test_what_is_no_quantity_is_refused_by_its_key() -> None:
+    for text, metric in product(
+        [True, 0, -1, "-5M", "", "M", "300X", "1M2", "1,5G", "nan", math.nan, math.inf, [1], {"a": 1}, "1e99", "20 %"],
+        METRICS,
+    ):
+        with (
+            case(text, metric),
+            pytest.raises(ValueError, match=re.escape(f"budget.{metric} is {text!r}; it must be ")),
+        ):
+            parse(text, metric)
 
 
-@pytest.mark.parametrize(
-    ("metric", "given", "right"),
-    [
+def test_a_unit_of_something_else_is_refused() -> None:
+    cases = [
         ("memory", "512M", "bytes such as 512MiB or 2GB"),  # of 1000 or of 1024?
         ("macs", "300MB", "a number such as 300M or 1.5G"),
         ("params", "5MiB", "a number such as 800k or 5.3M"),
         ("latency_ms", "20s", "milliseconds such as 20 or 0.5"),
-    ],
-)
-def test_a_unit_of_something_else_is_refused(metric: str, given: str, right: str) -> None:
-    with pytest.raises(ValueError, match=f"must be {right}$"):
-        parse(given, metric)
+    ]
+    for metric, text, right in cases:
+        with case(metric, text, right), pytest.raises(ValueError, match=f"must be {right}$"):
+            parse(text, metric)
 
 
 @given(st.sampled_from(list(METRICS)), st.integers(1, 10**14))
@@ -174,11 +173,12 @@ def test_a_latency_is_measured_once_for_a_workspace(tmp_path: Path) -> None:
     assert len(json.loads(path.read_text())[machine]) == 2
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"a": 3}', '{"a": {"b": "c"}}', "\xff"])
-def test_a_damaged_file_of_latencies_is_begun_anew(content: str, tmp_path: Path) -> None:
-    (tmp_path / "latency.json").write_text(content, encoding="latin-1")
-    measured = Meter(batch_size=8, workspace=tmp_path).latency_ms(TINY)
-    assert Meter(batch_size=8, workspace=tmp_path).latency_ms(TINY) == measured
+def test_a_damaged_file_of_latencies_is_begun_anew(tmp_path: Path) -> None:
+    for content in ["", "{", "[]", "3", '{"a": 3}', '{"a": {"b": "c"}}', "\xff"]:
+        with case(content):
+            (tmp_path / "latency.json").write_text(content, encoding="latin-1")
+            measured = Meter(batch_size=8, workspace=tmp_path).latency_ms(TINY)
+            assert Meter(batch_size=8, workspace=tmp_path).latency_ms(TINY) == measured
 
 
 def test_two_commands_keep_what_both_have_measured(tmp_path: Path) -> None:

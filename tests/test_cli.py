@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from hydra._internal.hydra import Hydra
 
 from scalesearch import cli
 
@@ -27,7 +28,9 @@ Command = Callable[..., Answer]
 
 
 @pytest.fixture
-def scalesearch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+def scalesearch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], brief_latencies: None
+) -> Command:
     """Call the command line in this process, from an empty directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", sys.argv)  # Hydra reads it, so main writes it
@@ -242,15 +245,16 @@ def test_a_sweep_prints_a_json_object_a_job_and_leaves_nothing_behind(scalesearc
 
 
 def test_the_worst_job_of_a_sweep_decides_the_code(scalesearch: Command) -> None:
-    code, out, err = scalesearch("cost", "--multirun", "depth=1,-1,2", "--json")
+    code, out, err = scalesearch("cost", "baseline=preresnet20", "--multirun", "depth=1,-1,2", "--json")
     assert code == cli.USAGE
     assert len(out.splitlines()) == 2
     assert "scalesearch: depth is -1" in err
 
 
 def test_a_search_prints_one_json_object_and_its_study_can_be_asked(scalesearch: Command, tmp_path: Path) -> None:
-    """The one real search of this file, of four tiny trainings."""
+    """The one real search of this file, of three tiny trainings."""
     search = [
+        *("baseline=preresnet20", "recipe.autocast=off"),
         *("data=digits", "data.num_train=100", "data.num_val=100", "recipe.seeds=1", "recipe.epochs=1"),
         *(
             "grid.alpha.stop=1",
@@ -275,14 +279,19 @@ def test_a_search_prints_one_json_object_and_its_study_can_be_asked(scalesearch:
 
     study = tmp_path / "workspace" / "studies" / "tiny"
     assert scalesearch("status", "study=tny").err.count("did you mean 'tiny'") == 1
-    damaged = (("coefficients.yaml", "variants"), *(("settings.yaml", name) for name in ("variants", "report", "run")))
-    for name, command in damaged:
+    wrong = ("a: [", "- 1", "", "a: 1", "a: !!python/object/apply:os.getcwd []", "baseline: ${oc.env:HOME}")
+    damaged = (
+        *(("coefficients.yaml", "variants", garbage) for garbage in wrong),
+        *(("settings.yaml", "variants", garbage) for garbage in wrong[:2]),
+        *(("settings.yaml", "report", garbage) for garbage in wrong),
+        *(("settings.yaml", "run", garbage) for garbage in wrong[2:4]),
+    )
+    for name, command, garbage in damaged:
         whole = (study / name).read_text()
-        for garbage in ("a: [", "- 1", "", "a: 1", "a: !!python/object/apply:os.getcwd []", "baseline: ${oc.env:HOME}"):
-            (study / name).write_text(garbage)
-            code, out, err = scalesearch(command, *(search if command == "run" else ["study=tiny"]))
-            assert (code, err.count("\n")) == (cli.USAGE, 1), (name, garbage, err)
-            assert err.startswith("scalesearch: ")
+        (study / name).write_text(garbage)
+        code, out, err = scalesearch(command, *(search if command == "run" else ["study=tiny"]))
+        assert (code, err.count("\n")) == (cli.USAGE, 1), (name, command, garbage, err)
+        assert err.startswith("scalesearch: ")
         (study / name).write_text(whole)
     assert scalesearch("variants", "study=tiny", "phis=[1]").code == cli.DONE
     (study / "result.json").write_text("[1, 2]")
@@ -303,7 +312,9 @@ def test_help_names_every_command(scalesearch: Command) -> None:
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
-def test_the_help_of_a_command_is_ours(scalesearch: Command, command: str) -> None:
+def test_the_help_of_a_command_is_ours(scalesearch: Command, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if command != "run":  # the groups of conf/ are the same for every command, and slow to list
+        monkeypatch.setattr(Hydra, "list_all_config_groups", lambda self, parent="": [])
     code, out, err = scalesearch(command, "--help")
     assert (code, err) == (cli.DONE, "")
     assert out.startswith("scalesearch ")
@@ -351,19 +362,17 @@ def test_completion_is_registered_for_the_program_alone(scalesearch: Command) ->
 # Real processes.
 
 
-def test_help_imports_nothing_heavy_and_is_quick(tmp_path: Path) -> None:
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     program = (
-        "import sys, time; began = time.perf_counter()\n"
+        "import sys\n"
         "from scalesearch import cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit as ended: assert ended.code == 0\n"
         "heavy = {'torch', 'hydra', 'omegaconf', 'pandas', 'numpy', 'mlflow', 'optuna', 'rich', 'pydantic'}\n"
-        "print(heavy & set(sys.modules), time.perf_counter() - began, file=sys.stderr)"
+        "print(heavy & set(sys.modules), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
-    loaded, seconds = done.stderr.rsplit(" ", 1)
-    assert loaded == "set()"
-    assert float(seconds) < 1  # 0.06 s on an idle core
+    assert done.stderr == "set()\n"
 
 
 def test_the_search_path_can_be_asked_for(tmp_path: Path) -> None:
@@ -380,14 +389,32 @@ def test_a_real_process_says_one_message_and_exits_with_the_code(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [["cost"], ["cost", "--cfg", "job"], ["cost", "--json"], ["--help"]])
-def test_a_reader_that_has_enough_is_no_error(tmp_path: Path, arguments: list[str]) -> None:
+COST_TWICE = """
+import os, sys
+from scalesearch.cli import main
+closed = os.dup(1)  # what main leaves behind may no longer be the pipe
+try: main(["cost", "baseline=preresnet20", "--json"])
+except SystemExit as ended: assert ended.code == 0, ended.code
+os.dup2(closed, 1)
+main(["cost", "baseline=preresnet20"])
+"""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param("from scalesearch.cli import main; main(['--help'])", id="help"),
+        pytest.param("from scalesearch.cli import main; main(['cost', '--cfg', 'job'])", id="configuration"),
+        pytest.param(COST_TWICE, id="json and table"),
+    ],
+)
+def test_a_reader_that_has_enough_is_no_error(tmp_path: Path, program: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as closed:
         done = subprocess.run(
-            [sys.executable, "-c", ENTRY, *arguments], cwd=tmp_path, stdout=closed, stderr=subprocess.PIPE, timeout=120
+            [sys.executable, "-c", program], cwd=tmp_path, stdout=closed, stderr=subprocess.PIPE, timeout=120
         )
-    assert done.returncode == cli.DONE
+    assert done.returncode == cli.DONE, done.stderr
     assert b"Traceback" not in done.stderr
     assert b"BrokenPipe" not in done.stderr

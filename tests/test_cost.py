@@ -3,11 +3,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import block_networks, case
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,6 +17,8 @@ from scalesearch.cost import Cost, cost, stage_costs
 from scalesearch.model import BLOCKS, build, layers
 from scalesearch.network import Network, Stage, load
 from scalesearch.scaling import Coefficients, Proxy, Rounding, resize, scale, shrink
+
+PAPER = Coefficients(1.2, 1.1, 1.15)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -24,12 +28,14 @@ def measured(network: Network) -> Cost:
     outputs: list[int] = []
     with torch.device("meta"):
         module = build(network).eval()
-        for part in module.modules():
-            if isinstance(part, nn.Conv2d | nn.Linear):
-                part.register_forward_hook(lambda part, given, output: outputs.append(output.numel()))
         image = torch.empty(1, network.in_channels, network.resolution, network.resolution)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            logits = module(image)
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            part.register_forward_hook(lambda part, given, output: outputs.append(output.numel()))
+        elif isinstance(part, nn.BatchNorm2d):
+            part.forward = torch.clone  # nothing that torch counts, and slow without data
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        logits = module(image)
     assert logits.shape == (1, network.num_classes)
     macs, odd = divmod(counter.get_total_flops(), 2)
     assert not odd
@@ -50,81 +56,96 @@ def short(network: Network) -> Network:
     return replace(network, stages=tuple(replace(row, repeats=min(row.repeats, 2)) for row in network.stages))
 
 
-def test_every_baseline_costs_what_torch_counts(baseline: Network) -> None:
-    assert cost(baseline) == measured(baseline)
+WHOLE = ("mobilenetv2", "efficientnet_b0", "efficientnetv2_s", "preresnet20", "resnext50", "vit_tiny")
 
 
-def test_every_block_costs_what_torch_counts(block_network: Network) -> None:
-    assert cost(block_network) == measured(block_network)
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_baselines_cost_what_torch_counts(name: str, baselines: dict[str, Network]) -> None:
+    assert cost(baselines[name]) == measured(baselines[name])
 
 
-def test_squeeze_and_excitation_costs_what_torch_counts(baseline: Network) -> None:
-    network = squeezed(short(baseline), 0.3)
-    assert cost(network) == measured(network)
-    plain = squeezed(network, 0)
-    assert (cost(network).params > cost(plain).params) == (network != plain)
+def test_every_row_of_every_baseline_costs_what_torch_counts(baselines: dict[str, Network]) -> None:
+    for name, network in baselines.items():
+        with case(name):
+            assert cost(short(network)) == measured(short(network))
 
 
-@pytest.mark.parametrize(("phi", "name"), [(-1, "nearest"), (1, "released")])
-def test_scaled_networks_cost_what_torch_counts(
-    phi: float, name: str, baseline: Network, roundings: dict[str, Rounding]
+def test_every_block_costs_what_torch_counts() -> None:
+    for name, network in block_networks().items():
+        with case(name):
+            assert cost(network) == measured(network)
+
+
+@pytest.mark.parametrize(("phi", "rule"), [(-1, "nearest"), (1, "released")])
+def test_scaled_networks_with_gates_cost_what_torch_counts(
+    phi: float, rule: str, baselines: dict[str, Network], roundings: dict[str, Rounding]
 ) -> None:
-    network = scale(short(baseline), Coefficients(1.2, 1.1, 1.15), phi, rounding=roundings[name])
-    assert cost(network) == measured(network)
+    """Half of the baselines each way."""
+    for name in list(baselines)[phi == 1 :: 2]:
+        with case(name):
+            plain = scale(short(baselines[name]), PAPER, phi, rounding=roundings[rule])
+            network = squeezed(plain, 0.3)
+            assert cost(network) == measured(network)
+            without = squeezed(plain, 0)
+            assert (cost(network).params > cost(without).params) == (network != without)
 
 
 @pytest.mark.parametrize("triple", [(2, 1, 1), (1, 1.4, 1), (1, 1, 1.4), (1.35, 1.15, 1.05)])
 def test_a_whole_scaled_network_costs_what_torch_counts(
     triple: tuple[float, float, float], baselines: dict[str, Network], roundings: dict[str, Rounding]
 ) -> None:
-    for name in ("mobilenetv2", "vit_tiny"):
+    for name in ("preresnet20", "vit_tiny"):
         network = scale(baselines[name], Coefficients(*triple), 1, rounding=roundings["nearest"])
         assert cost(network) == measured(network)
 
 
 def test_proxies_and_their_scaled_networks_cost_what_torch_counts(
-    baseline: Network, roundings: dict[str, Rounding], proxies: dict[str, Proxy]
+    baselines: dict[str, Network], roundings: dict[str, Rounding], proxies: dict[str, Proxy]
 ) -> None:
-    fitted = short(replace(baseline, in_channels=1, num_classes=10))
-    for proxy in proxies.values():
-        small, grain = shrink(fitted, proxy, roundings["nearest"])
-        for network in (small, scale(small, Coefficients(1.2, 1.1, 1.15), 1, rounding=grain)):
-            assert cost(network) == measured(network)
+    """Every proxy of one baseline of a kind, and the smallest of every other, itself or scaled by turns."""
+    for index, (name, baseline) in enumerate(baselines.items()):
+        fitted = short(replace(baseline, in_channels=1, num_classes=10))
+        for proxy in proxies.values() if name in WHOLE else [proxies["small"]]:
+            small, grain = shrink(fitted, proxy, roundings["nearest"])
+            both = [small, scale(small, PAPER, 1, rounding=grain)]
+            for network in both if name in WHOLE else [both[index % 2]]:
+                with case(name, proxy):
+                    assert cost(network) == measured(network)
 
 
 def test_every_rule_scales_every_proxy_of_every_baseline(
-    baseline: Network, roundings: dict[str, Rounding], proxies: dict[str, Proxy]
+    baselines: dict[str, Network], roundings: dict[str, Rounding], proxies: dict[str, Proxy]
 ) -> None:
     """All that a plan can be made of is a network: its records are made, and no row of it is refused."""
-    for proxy in proxies.values():
-        for rounding in roundings.values():
+    for baseline, proxy, rounding in product(baselines.values(), proxies.values(), roundings.values()):
+        with case(baseline.name, proxy, rounding):
             small, grain = shrink(baseline, proxy, rounding)
             for triple in ((1.2, 1.1, 1.15), (1, 1.4, 1), (2, 1, 1), (1, 1, 1.4)):
                 scaled = scale(small, Coefficients(*triple), 1, rounding=grain)
                 assert cost(scaled).macs >= cost(small).macs > 0
 
 
-@pytest.mark.parametrize("resolution", [2, 7, 33])
-@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
-@pytest.mark.parametrize("stride", [1, 2, 4])
-def test_odd_sides_kernels_and_strides_cost_what_torch_counts(resolution: int, kernel: int, stride: int) -> None:
+def test_odd_sides_kernels_and_strides_cost_what_torch_counts() -> None:
     """Every block that has a stride, on odd channels that change; the last sides may be a single pixel."""
-    wanted = {"kernel": kernel, "stride": stride, "expand": 2.5, "squeeze_excite": 0.3}
     strided = [name for name, block in BLOCKS.items() if "stride" in block.fields and block.gives == "image"]
     assert len(strided) >= 9
-    for name in strided:
-        fields = {"channels": 7, **wanted}
-        given = {field: value for field, value in fields.items() if field in BLOCKS[name].fields}
-        network = Network(
-            name="odd",
-            resolution=max(resolution, 2 * stride),
-            stem=(Stage(block="conv_norm", channels=5, kernel=kernel, stride=2),),
-            stages=(Stage(block=name, repeats=2, **given),),
-            activation="gelu",
-            in_channels=2,
-            num_classes=3,
-        )
-        assert cost(network) == measured(network), name
+    # Every kernel with every stride, and each of the two on every side.
+    for turn, (kernel, stride) in enumerate(product((1, 3, 5, 7), (1, 2, 4))):
+        side = (2, 7, 33)[(turn + turn // 3) % 3]
+        wanted = {"channels": 7, "kernel": kernel, "stride": stride, "expand": 2.5, "squeeze_excite": 0.3}
+        for name in strided:
+            given = {field: value for field, value in wanted.items() if field in BLOCKS[name].fields}
+            network = Network(
+                name="odd",
+                resolution=max(side, 2 * stride),
+                stem=(Stage(block="conv_norm", channels=5, kernel=kernel, stride=2),),
+                stages=(Stage(block=name, repeats=2, **given),),
+                activation="gelu",
+                in_channels=2,
+                num_classes=3,
+            )
+            with case(name, side, kernel, stride):
+                assert cost(network) == measured(network)
 
 
 def test_groups_divide_what_a_convolution_costs() -> None:
@@ -174,25 +195,27 @@ def test_preresnet29_at_six_times_its_depth_is_the_published_preresnet164(
     assert cost(network).macs / 1e6 == pytest.approx(float(row["multadds_M_published"]), rel=0.03)
 
 
-def test_parts_add_up_to_the_whole_in_the_order_of_the_forward_pass(baseline: Network) -> None:
-    rows = stage_costs(baseline)
-    assert [row for row, _ in rows] == [*(row for row, _ in baseline.rows()), "classifier"]
-    for metric in ("macs", "params", "activations"):
-        assert sum(getattr(part, metric) for _, part in rows) == getattr(cost(baseline), metric)
+def test_parts_add_up_to_the_whole_in_the_order_of_the_forward_pass(baselines: dict[str, Network]) -> None:
+    for baseline in baselines.values():
+        with case(baseline.name):
+            rows = stage_costs(baseline)
+            assert [row for row, _ in rows] == [*(row for row, _ in baseline.rows()), "classifier"]
+            for metric in ("macs", "params", "activations"):
+                assert sum(getattr(part, metric) for _, part in rows) == getattr(cost(baseline), metric)
 
 
-@pytest.mark.parametrize(
-    ("given", "hint"), [("mbconvv", "did you mean 'mbconv'?"), ("preact_botleneck", "did you mean"), ("zzz", "")]
-)
-def test_an_unknown_block_is_refused_with_the_nearest_name(given: str, hint: str, baseline: Network) -> None:
-    broken = replace(baseline, stages=(*baseline.stages, replace(baseline.stages[-1], block=given)))
-    with pytest.raises(ValueError, match="known blocks: conv, conv_norm") as refusal:
-        cost(broken)
-    said = str(refusal.value)
-    assert said.startswith(f"baseline {baseline.name!r}: stages")
-    assert f".block is {given!r}; " in said
-    assert hint in said
-    assert ("did you mean" in said) == bool(hint)
+def test_an_unknown_block_is_refused_with_the_nearest_name(baselines: dict[str, Network]) -> None:
+    hints = {"mbconvv": "did you mean 'mbconv'?", "preact_botleneck": "did you mean", "zzz": ""}
+    for baseline, (given, hint) in product(baselines.values(), hints.items()):
+        broken = replace(baseline, stages=(*baseline.stages, replace(baseline.stages[-1], block=given)))
+        with case(baseline.name, given):
+            with pytest.raises(ValueError, match="known blocks: conv, conv_norm") as refusal:
+                cost(broken)
+            said = str(refusal.value)
+            assert said.startswith(f"baseline {baseline.name!r}: stages")
+            assert f".block is {given!r}; " in said
+            assert hint in said
+            assert ("did you mean" in said) == bool(hint)
 
 
 # Tables that are nonsense
@@ -293,27 +316,29 @@ NONSENSE = [
 ]
 
 
-@pytest.mark.parametrize(("table", "old", "new", "said"), NONSENSE, ids=[said[:45] for *_, said in NONSENSE])
-def test_nonsense_in_a_table_is_refused_by_row_and_field(
-    table: str, old: str, new: str, said: str, tmp_path: Path
-) -> None:
+def test_nonsense_in_a_table_is_refused_by_row_and_field(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text(table)
-    assert cost(load(path)).macs > 0
-    assert table.count(old) == 1
-    path.write_text(table.replace(old, new))
-    with pytest.raises(ValueError, match=re.escape(said)) as refusal:
-        cost(load(path))
-    assert str(refusal.value).startswith("baseline 'mine': ")
-    assert "\n" not in str(refusal.value)
+    for table in (CONVOLUTIONS, TRANSFORMER):
+        path.write_text(table)
+        assert cost(load(path)).macs > 0
+    for table, old, new, said in NONSENSE:
+        with case(said):
+            assert table.count(old) == 1
+            path.write_text(table.replace(old, new))
+            with pytest.raises(ValueError, match=re.escape(said)) as refusal:
+                cost(load(path))
+            assert str(refusal.value).startswith("baseline 'mine': ")
+            assert "\n" not in str(refusal.value)
 
 
-def test_every_block_refuses_each_field_that_it_does_not_read(block_network: Network) -> None:
-    (stage,) = block_network.stages
+def test_every_block_refuses_each_field_that_it_does_not_read() -> None:
     others: dict[str, Any] = {"channels": 32, "kernel": 7, "stride": 2, "expand": 3, "squeeze_excite": 0.125}
     others |= {"groups": 2, "heads": 8, "activation": "silu"}
     assert {"block", "repeats", *others} == {field.name for field in fields(Stage)}
-    for name in set(others) - set(BLOCKS[stage.block].fields):
-        wrong = replace(block_network, stages=(replace(stage, **{name: others[name]}),))
-        with pytest.raises(ValueError, match=rf"stages\[0\]\.{name} is {others[name]}; a {stage.block} has none"):
-            cost(wrong)
+    for case_name, network in block_networks().items():
+        (stage,) = network.stages
+        for name in set(others) - set(BLOCKS[stage.block].fields):
+            wrong = replace(network, stages=(replace(stage, **{name: others[name]}),))
+            said = rf"stages\[0\]\.{name} is {others[name]}; a {stage.block} has none"
+            with case(case_name, name), pytest.raises(ValueError, match=said):
+                cost(wrong)

@@ -3,11 +3,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from conftest import case
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,24 +76,28 @@ networks = st.builds(
 )
 
 
-def test_every_baseline_survives_its_own_yaml(baseline: Network, tmp_path: Path) -> None:
-    path = tmp_path / "again.yaml"
-    path.write_text(baseline.to_yaml(comment="two lines\n\nof comment: # yes"))
-    again = load(path)
-    assert again == baseline
-    assert again.name == baseline.name
-    assert again.table() == baseline.table()
+def test_every_baseline_survives_its_own_yaml(baselines: dict[str, Network], tmp_path: Path) -> None:
+    for baseline in baselines.values():
+        with case(baseline.name):
+            path = tmp_path / "again.yaml"
+            path.write_text(baseline.to_yaml(comment="two lines\n\nof comment: # yes"))
+            again = load(path)
+            assert again == baseline
+            assert again.name == baseline.name
+            assert again.table() == baseline.table()
 
 
 def test_every_scaled_baseline_survives_its_own_yaml(
-    baseline: Network, roundings: dict[str, Rounding], tmp_path: Path
+    baselines: dict[str, Network], roundings: dict[str, Rounding], tmp_path: Path
 ) -> None:
+    """Scaled by the roundings in turn."""
     path = tmp_path / "again.yaml"
-    for rounding in roundings.values():
-        for width, depth, resolution in ((1.1, 1.2, 1.15), (0.5, 0.5, 0.7), (3, 1, 1)):
-            scaled = resize(baseline, width=width, depth=depth, resolution=resolution, rounding=rounding)
-            path.write_text(scaled.to_yaml())
-            assert load(path) == scaled
+    for baseline, rounding in zip(baselines.values(), cycle(roundings.values()), strict=False):
+        with case(baseline.name, rounding):
+            for width, depth, resolution in ((1.1, 1.2, 1.15), (0.5, 0.5, 0.7), (3, 1, 1)):
+                scaled = resize(baseline, width=width, depth=depth, resolution=resolution, rounding=rounding)
+                path.write_text(scaled.to_yaml())
+                assert load(path) == scaled
 
 
 @pytest.mark.parametrize(
@@ -120,11 +126,12 @@ def test_any_network_survives_its_own_yaml(network: Network) -> None:
     assert from_table(network.table(), name="another") == network
 
 
-@pytest.mark.parametrize("name", ["yes", "3", "null", "1e3", "2026-01-01", "a - b", "ünï"])
-def test_a_name_that_yaml_would_read_as_something_else_survives(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "network.yaml"
-    path.write_text(from_table(TABLE, name=name).to_yaml(), encoding="utf-8")
-    assert load(path).name == name
+def test_a_name_that_yaml_would_read_as_something_else_survives(tmp_path: Path) -> None:
+    for name in ["yes", "3", "null", "1e3", "2026-01-01", "a - b", "ünï"]:
+        with case(name):
+            path = tmp_path / "network.yaml"
+            path.write_text(from_table(TABLE, name=name).to_yaml(), encoding="utf-8")
+            assert load(path).name == name
 
 
 def test_networks_are_equal_whatever_their_names_and_however_numbers_are_written() -> None:
@@ -135,9 +142,8 @@ def test_networks_are_equal_whatever_their_names_and_however_numbers_are_written
     assert one.table() == other.table()
 
 
-@pytest.mark.parametrize(
-    ("row", "field", "value"),
-    [
+def test_networks_that_differ_in_one_field_are_not_equal() -> None:
+    cases = [
         ("", "resolution", 48),
         ("", "activation", "silu"),
         ("0", "expand", 3),
@@ -149,12 +155,12 @@ def test_networks_are_equal_whatever_their_names_and_however_numbers_are_written
         ("0", "heads", 2),
         ("", "head", []),
         ("", "stem", [TABLE["stem"], {"block": "max_pool"}]),
-    ],
-)
-def test_networks_that_differ_in_one_field_are_not_equal(row: str, field: str, value: object) -> None:
-    network, other = from_table(TABLE, name="net"), from_table(table(row, **{field: value}), name="net")
-    assert network != other
-    assert network.table() != other.table()
+    ]
+    for row, field, value in cases:
+        with case(row, field, value):
+            network, other = from_table(TABLE, name="net"), from_table(table(row, **{field: value}), name="net")
+            assert network != other
+            assert network.table() != other.table()
 
 
 def test_a_row_is_a_list_of_one_row() -> None:
@@ -162,12 +168,13 @@ def test_a_row_is_a_list_of_one_row() -> None:
     assert from_table(listed, name="net") == from_table(TABLE, name="net")
 
 
-@pytest.mark.parametrize("head", [{}, {"head": []}, {"head": ()}])
-def test_a_network_may_have_no_head(head: dict[str, Any]) -> None:
-    network = from_table(without("head") | head, name="net")
-    assert network.head == ()
-    assert network.features == 24
-    assert "head" not in network.table()
+def test_a_network_may_have_no_head() -> None:
+    for head in [{}, {"head": []}, {"head": ()}]:
+        with case(head):
+            network = from_table(without("head") | head, name="net")
+            assert network.head == ()
+            assert network.features == 24
+            assert "head" not in network.table()
 
 
 def test_rows_are_named_alone_or_by_their_number() -> None:
@@ -210,9 +217,8 @@ def test_depth_and_total_stride_are_of_the_table() -> None:
     assert network.total_stride == 4
 
 
-@pytest.mark.parametrize(
-    ("row", "field", "value", "said"),
-    [
+def test_a_wrong_value_is_refused_by_row_and_field() -> None:
+    cases = [
         ("1", "stride", 0, r"stages\[1\]\.stride is 0"),
         ("1", "stride", 65, r"stages\[1\]\.stride is 65; it must be a whole number from 1 to 64"),
         ("stem", "stride", 2.0, r"stem\.stride is 2\.0; it must be a whole number"),
@@ -272,45 +278,44 @@ def test_depth_and_total_stride_are_of_the_table() -> None:
         ("", "stem", None, r"stem is None; it must be a row"),
         ("", "stage", [], r"stage is not a known field; did you mean 'stages'\? \(known: .*resolution"),
         ("", "proxy", {}, r"proxy is not a known field"),
-    ],
-)
-def test_a_wrong_value_is_refused_by_row_and_field(row: str, field: str, value: object, said: str) -> None:
-    with pytest.raises(ValueError, match=f"^baseline 'net': {said}"):
-        from_table(table(row, **{field: value}), name="net")
+    ]
+    for row, field, value, said in cases:
+        with case(row, field, value, said), pytest.raises(ValueError, match=f"^baseline 'net': {said}"):
+            from_table(table(row, **{field: value}), name="net")
 
 
-@pytest.mark.parametrize(
-    ("row", "field", "where"),
-    [
+def test_a_missing_field_is_named_with_its_row() -> None:
+    cases = [
         *(("", field, "") for field in ("resolution", "stem", "stages", "activation")),
         *(("1", "block", r"stages\[1\]\."), ("stem", "block", r"stem\."), ("head", "block", r"head\.")),
-    ],
-)
-def test_a_missing_field_is_named_with_its_row(row: str, field: str, where: str) -> None:
-    with pytest.raises(ValueError, match=f"^baseline 'net': {where}{field} is missing$"):
-        from_table(without(field, row), name="net")
+    ]
+    for row, field, place in cases:
+        with case(row, field), pytest.raises(ValueError, match=f"^baseline 'net': {place}{field} is missing$"):
+            from_table(without(field, row), name="net")
 
 
-@pytest.mark.parametrize("name", ["", "../outside", "a/b", "/etc/x", ".hidden", "two\nlines", "x" * 201])
-def test_a_name_that_is_no_file_name_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="name is"):
-        from_table(TABLE, name=name)
+def test_a_name_that_is_no_file_name_is_refused() -> None:
+    for name in ["", "../outside", "a/b", "/etc/x", ".hidden", "two\nlines", "x" * 201]:
+        with case(name), pytest.raises(ValueError, match="name is"):
+            from_table(TABLE, name=name)
 
 
-@pytest.mark.parametrize("text", ["", "just words", "- a\n- list\n", "3\n", "null\n"])
-def test_yaml_that_is_no_table_is_refused(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "network.yaml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=r"network\.yaml holds no table of a network"):
-        load(path)
+def test_yaml_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    for text in ["", "just words", "- a\n- list\n", "3\n", "null\n"]:
+        with case(text):
+            path = tmp_path / "network.yaml"
+            path.write_text(text)
+            with pytest.raises(ValueError, match=r"network\.yaml holds no table of a network"):
+                load(path)
 
 
-@pytest.mark.parametrize("data", [b"stem: [", b"a: b: c", b"\xff\xfe\x00", b"name: \x00", b"{[a]: 1, {}: 2}"])
-def test_a_file_that_cannot_be_read_is_named(data: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "network.yaml"
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"cannot read the network in .*network\.yaml"):
-        load(path)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for data in [b"stem: [", b"a: b: c", b"\xff\xfe\x00", b"name: \x00", b"{[a]: 1, {}: 2}"]:
+        with case(data):
+            path = tmp_path / "network.yaml"
+            path.write_bytes(data)
+            with pytest.raises(ValueError, match=r"cannot read the network in .*network\.yaml"):
+                load(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -318,22 +323,21 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize(
-    "tag",
-    [
+def test_python_tags_are_refused_and_not_executed(tmp_path: Path) -> None:
+    cases = [
         "!!python/object/apply:pathlib.Path.touch [{path}]",
         "!!python/object/apply:os.mkdir ['{path}']",
         "!!python/object/new:os.mkdir ['{path}']",
         "!!python/name:os.mkdir",
-    ],
-)
-def test_python_tags_are_refused_and_not_executed(tag: str, tmp_path: Path) -> None:
-    made = tmp_path / "made"
-    path = tmp_path / "network.yaml"
-    path.write_text(from_table(TABLE, name="net").to_yaml() + f"dropout: {tag.format(path=made)}\n")
-    with pytest.raises(ValueError, match="cannot read the network in"):
-        load(path)
-    assert not made.exists()
+    ]
+    for tag in cases:
+        with case(tag):
+            made = tmp_path / "made"
+            path = tmp_path / "network.yaml"
+            path.write_text(from_table(TABLE, name="net").to_yaml() + f"dropout: {tag.format(path=made)}\n")
+            with pytest.raises(ValueError, match="cannot read the network in"):
+                load(path)
+            assert not made.exists()
 
 
 def test_a_table_cannot_be_changed() -> None:

@@ -7,15 +7,17 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
 import hydra
 import pytest
 import yaml
-from conftest import CONF
+from conftest import CONF, case
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from scalesearch.budget import Budget, Limits, Meter
 from scalesearch.cli import main
@@ -88,28 +90,32 @@ def test_nnis_grid_has_the_published_triples(reference: Callable[[str], list[dic
 
 def test_a_product_at_the_very_edge_is_out_on_both_sides_whatever_binary_floats_say() -> None:
     assert abs(1.9 - 2) > 0.1 > abs(0.9 - 1)  # noise puts the one outside and the other inside
-    for product in (1, 2):
+    for centre in (1, 2):
         for distance, inside in (("0.1", False), ("0.0999999", True), ("0.1000001", False)):
-            grid = replace(NNI, product=Decimal(product), product_tolerance=Decimal("0.1"))
-            assert grid.admits(product - Decimal(distance), Decimal(1), Decimal(1)) is inside
-            assert grid.admits(product + Decimal(distance), Decimal(1), Decimal(1)) is inside
+            grid = replace(NNI, product=Decimal(centre), product_tolerance=Decimal("0.1"))
+            assert grid.admits(centre - Decimal(distance), Decimal(1), Decimal(1)) is inside
+            assert grid.admits(centre + Decimal(distance), Decimal(1), Decimal(1)) is inside
     edge = (Decimal("1.9"), Decimal(1), Decimal(1))
     assert edge in NNI.points()
     assert edge not in admitted(NNI)
     assert edge in admitted(replace(NNI, product_tolerance=Decimal("0.101")))
 
 
-@pytest.mark.parametrize("coarse", ["0.1", "0.2", "0.25", "0.5", "1"])
-def test_finer_steps_lose_no_point_of_coarser_ones(coarse: str) -> None:
-    coarse_grid = replace(
-        NNI, **{name: replace(getattr(NNI, name), step=Decimal(coarse)) for name in ("alpha", "beta", "gamma")}
-    )
-    halved = replace(
-        coarse_grid,
-        **{name: replace(getattr(coarse_grid, name), step=Decimal(coarse) / 5) for name in ("alpha", "beta", "gamma")},
-    )
-    assert set(coarse_grid.points()) <= set(halved.points())
-    assert admitted(coarse_grid) <= admitted(NNI)
+def test_finer_steps_lose_no_point_of_coarser_ones() -> None:
+    for coarse in ["0.1", "0.2", "0.25", "0.5", "1"]:
+        with case(coarse):
+            coarse_grid = replace(
+                NNI, **{name: replace(getattr(NNI, name), step=Decimal(coarse)) for name in ("alpha", "beta", "gamma")}
+            )
+            halved = replace(
+                coarse_grid,
+                **{
+                    name: replace(getattr(coarse_grid, name), step=Decimal(coarse) / 5)
+                    for name in ("alpha", "beta", "gamma")
+                },
+            )
+            assert set(coarse_grid.points()) <= set(halved.points())
+            assert admitted(coarse_grid) <= admitted(NNI)
 
 
 def test_a_point_does_not_depend_on_where_its_axis_starts() -> None:
@@ -165,28 +171,30 @@ def test_how_many_of_nnis_triples_cost_twice_b0(
     assert plan.dropped["budget"] == 108 - expected
 
 
-@pytest.mark.parametrize("rule", ["released", "nearest"])
-@pytest.mark.parametrize("budget", [TWICE, ANY, Budget(1.5, 0.2), Budget(7.0, 0.1)], ids=str)
 def test_every_point_is_a_triple_of_one_candidate_or_counted_as_dropped(
-    rule: str, budget: Budget, baseline: Network, roundings: dict[str, Rounding]
+    baselines: dict[str, Network], roundings: dict[str, Rounding]
 ) -> None:
-    rounding = roundings[rule]
-    plan = candidates(baseline, NNI, budget, rounding)
-    found = triples(plan)
-    assert len(found) == len(set(found))
-    assert len(found) + sum(plan.dropped.values()) == plan.points
-    assert {tuple(Decimal(str(value)) for value in triple) for triple in found} <= admitted(NNI)
-    assert len({candidate.network for candidate in plan.candidates}) == len(plan.candidates)
-    assert len({candidate.id for candidate in plan.candidates} | {BASELINE}) == len(plan.candidates) + 1
-    for candidate in plan.candidates:
-        assert budget.admits(candidate.ratio)
-        assert candidate.cost == cost(candidate.network)
-        assert candidate.ratio == candidate.cost.macs / cost(baseline).macs
-        for triple in candidate.triples:
-            assert scale(baseline, triple, 1, rounding=rounding) == candidate.network
-        distances = [abs(triple.product - 2) for triple in candidate.triples]
-        assert candidate.coefficients == candidate.triples[0]
-        assert distances[0] == pytest.approx(min(distances), abs=1e-9)
+    """Every baseline with one of the roundings and budgets, each of which has some baselines."""
+    budgets = (TWICE, ANY, Budget(1.5, 0.2), Budget(7.0, 0.1))
+    turns = cycle(product((roundings["released"], roundings["nearest"]), budgets))
+    for baseline, (rounding, budget) in zip(baselines.values(), turns, strict=False):
+        with case(baseline.name, rounding.name, budget):
+            plan = candidates(baseline, NNI, budget, rounding)
+            found = triples(plan)
+            assert len(found) == len(set(found))
+            assert len(found) + sum(plan.dropped.values()) == plan.points
+            assert {tuple(Decimal(str(value)) for value in triple) for triple in found} <= admitted(NNI)
+            assert len({candidate.network for candidate in plan.candidates}) == len(plan.candidates)
+            assert len({candidate.id for candidate in plan.candidates} | {BASELINE}) == len(plan.candidates) + 1
+            for candidate in plan.candidates:
+                assert budget.admits(candidate.ratio)
+                assert candidate.cost == cost(candidate.network)
+                assert candidate.ratio == candidate.cost.macs / cost(baseline).macs
+                for triple in candidate.triples:
+                    assert scale(baseline, triple, 1, rounding=rounding) == candidate.network
+                distances = [abs(triple.product - 2) for triple in candidate.triples]
+                assert candidate.coefficients == candidate.triples[0]
+                assert distances[0] == pytest.approx(min(distances), abs=1e-9)
 
 
 def test_equal_networks_are_one_candidate_with_all_their_triples(nni: Plan) -> None:
@@ -203,9 +211,11 @@ def test_the_baseline_is_the_network_itself(nni: Plan, baselines: dict[str, Netw
     assert nni.baseline.cost == cost(baselines["efficientnet_b0"])
 
 
-def test_the_same_question_has_the_same_plan(baseline: Network, roundings: dict[str, Rounding]) -> None:
-    one, other = (candidates(baseline, NNI, TWICE, roundings["nearest"]) for _ in range(2))
-    assert one == other
+def test_the_same_question_has_the_same_plan(baselines: dict[str, Network], roundings: dict[str, Rounding]) -> None:
+    for name in ("mobilenetv2", "preresnet20", "resnext50", "vit_tiny"):
+        with case(name):
+            one, other = (candidates(baselines[name], NNI, TWICE, roundings["nearest"]) for _ in range(2))
+            assert one == other
 
 
 def test_a_candidate_at_the_edge_of_the_budget_is_kept(nni: Plan, roundings: dict[str, Rounding]) -> None:
@@ -273,19 +283,20 @@ def test_a_triple_whose_real_variant_exceeds_a_limit_is_dropped_by_its_own_rule(
     assert candidates(proxy, NNI, TWICE, grain, real=real._replace(limits=Limits())) == free
 
 
-@pytest.mark.parametrize("metric", ["macs", "memory", "training_memory"])
 def test_a_limit_that_no_variant_meets_leaves_nothing(
-    metric: str, baselines: dict[str, Network], roundings: dict[str, Rounding], proxies: dict[str, Proxy]
+    baselines: dict[str, Network], roundings: dict[str, Rounding], proxies: dict[str, Proxy]
 ) -> None:
-    base = baselines["preresnet20"]
-    proxy, grain = shrink(base, proxies["small"], roundings["nearest"])
-    grid = read_grid("quick")
-    free = candidates(proxy, grid, TWICE, grain)
-    real = Real(base, roundings["nearest"], Limits(**{metric: 10.0}), Meter(batch_size=16))
-    plan = candidates(proxy, grid, TWICE, grain, real=real)
-    assert plan.candidates == []
-    assert plan.dropped["limits"] == len(all_triples(free)) > 0
-    assert all(share > 1 for _, share, _ in plan.excess)
+    for metric in ["macs", "memory", "training_memory"]:
+        with case(metric):
+            base = baselines["preresnet20"]
+            proxy, grain = shrink(base, proxies["small"], roundings["nearest"])
+            grid = read_grid("quick")
+            free = candidates(proxy, grid, TWICE, grain)
+            real = Real(base, roundings["nearest"], Limits(**{metric: 10.0}), Meter(batch_size=16))
+            plan = candidates(proxy, grid, TWICE, grain, real=real)
+            assert plan.candidates == []
+            assert plan.dropped["limits"] == len(all_triples(free)) > 0
+            assert all(share > 1 for _, share, _ in plan.excess)
 
 
 def test_a_measured_plan_says_what_its_networks_need(default: Plan) -> None:
@@ -308,21 +319,21 @@ def test_limits_make_another_study_and_their_absence_does_not() -> None:
     assert decisive_settings(before_limits_were_known) == decisive_settings(asked.settings)
 
 
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
+def test_a_limit_that_is_none_is_refused() -> None:
+    cases = [
         ("budget.params=5X", "budget.params is '5X'; it must be a number such as"),
         ("budget.training_memory=true", "budget.training_memory is True; it must be bytes"),
         ("+budget.latency=5", "budget.latency is not a known key; did you mean 'latency_ms'"),
         ("~budget.tolerance", "budget.tolerance is missing"),
-    ],
-)
-def test_a_limit_that_is_none_is_refused(override: str, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        experiment(override)
+    ]
+    for override, words in cases:
+        with case(override, words), pytest.raises(ValueError, match=words):
+            experiment(override)
 
 
-def test_the_plan_says_what_limits_have_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_says_what_limits_have_dropped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], brief_latencies: None
+) -> None:
     def plan(*overrides: str) -> tuple[int, dict[str, Any], str]:
         with pytest.raises(SystemExit) as ended:
             main(["plan", "grid=quick", f"workspace={tmp_path}", *overrides, "--json"])
@@ -375,11 +386,21 @@ def test_no_default_candidate_needs_more_detail_than_its_images_have(default: Pl
     assert len(resolutions) >= 4
 
 
-def test_every_baseline_has_a_plan_by_default(baseline: Network, roundings: dict[str, Rounding]) -> None:
-    even = "fine" if uneven_channels(baseline, roundings["nearest"]) else "nearest"
-    plan = planned(f"baseline={baseline.name}", f"rounding={even}")
-    assert len(plan.candidates) >= 5
-    assert all(TWICE.admits(candidate.ratio) for candidate in plan.candidates)
+def test_every_baseline_has_a_plan_by_default(baselines: dict[str, Network], roundings: dict[str, Rounding]) -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = hydra.compose("run")
+    for baseline in baselines.values():
+        with case(baseline.name):
+            even = "fine" if uneven_channels(baseline, roundings["nearest"]) else "nearest"
+            for group, choice in (("baseline", baseline.name), ("rounding", even)):
+                table = yaml.safe_load((CONF / group / f"{choice}.yaml").read_text())
+                OmegaConf.update(composed, group, table, merge=False)
+            asked = load_experiment(composed)
+            network, rounding = asked.proxy_network
+            assert network.name == baseline.name
+            plan = candidates(network, asked.grid, asked.budget, rounding)
+            assert len(plan.candidates) >= 5
+            assert all(TWICE.admits(candidate.ratio) for candidate in plan.candidates)
 
 
 def test_the_settings_grids_are_exact_decimals() -> None:
