@@ -251,6 +251,7 @@ def test_the_worst_job_of_a_sweep_decides_the_code(scalesearch: Command) -> None
     assert "scalesearch: depth is -1" in err
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_search_prints_one_json_object_and_its_study_can_be_asked(scalesearch: Command, tmp_path: Path) -> None:
     """The one real search of this file, of three tiny trainings."""
     search = [

@@ -21,6 +21,7 @@ RECORDED = sorted(path.parent for path in (ROOT / "experiments").glob("*/candida
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
 def test_every_experiment_can_be_planned_and_has_the_candidates_that_are_recorded(
     path: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, brief_latencies: None

@@ -331,6 +331,7 @@ def test_a_limit_that_is_none_is_refused() -> None:
             experiment(override)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_the_plan_says_what_limits_have_dropped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], brief_latencies: None
 ) -> None:
