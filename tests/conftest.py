@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -177,3 +178,17 @@ def brief_latencies(monkeypatch: pytest.MonkeyPatch) -> None:
     from scalesearch.latency import latency
 
     monkeypatch.setattr(budget, "latency", lambda network, *, budget_seconds: latency(network, budget_seconds=1e-5))
+
+
+@pytest.fixture(scope="module")
+def unsynced_sqlite() -> Iterator[None]:
+    """Commits of this process go to the system's cache at once and to the disk in their time: a kill loses nothing."""
+    from sqlalchemy import Engine, event
+
+    def connected(connection: Any, _: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous=OFF")
+
+    event.listen(Engine, "connect", connected)
+    yield
+    event.remove(Engine, "connect", connected)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -126,53 +127,54 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_the_chosen_and_its_ties_hold_the_truly_best(setting: str) -> None:
-    values = dict(SETTINGS[setting])
-    effects = values.pop("effects")
-    chance = np.random.default_rng(7)
-    best = CANDIDATES[int(np.argmax(effects))].id  # of equals any one: it must be in as often as a lone best
-    held = [best in admitted(select(simulate(effects, chance, **values), confidence=0.95)) for _ in range(300)]
-    assert np.mean(held) >= 0.93
+@pytest.mark.parametrize(("draws", "least"), [(50, 0.92), pytest.param(300, 0.93, marks=pytest.mark.slow)])
+def test_the_chosen_and_its_ties_hold_the_truly_best(draws: int, least: float) -> None:
+    for setting, given in SETTINGS.items():
+        values = dict(given)
+        effects = values.pop("effects")
+        chance = np.random.default_rng(7)
+        best = CANDIDATES[int(np.argmax(effects))].id  # of equals any one: it must be in as often as a lone best
+        held = [best in admitted(select(simulate(effects, chance, **values), confidence=0.95)) for _ in range(draws)]
+        assert np.mean(held) >= least, setting
 
 
 def test_the_promise_is_not_kept_by_admitting_everybody() -> None:
     chance = np.random.default_rng(8)
     effects = [0.2] + [0.0] * 6 + [-0.4]
-    choices = [select(simulate(effects, chance), confidence=0.95) for _ in range(100)]
-    assert np.mean(["c08" not in admitted(choice) for choice in choices]) > 0.95  # clearly worse
-    assert np.mean([choice.chosen == "c01" for choice in choices]) > 0.95
+    choices = [select(simulate(effects, chance), confidence=0.95) for _ in range(40)]
+    assert np.mean(["c08" not in admitted(choice) for choice in choices]) >= 0.95  # clearly worse
+    assert np.mean([choice.chosen == "c01" for choice in choices]) >= 0.95
     assert np.mean([len(choice.tied) for choice in choices]) < 2
 
 
 def test_two_that_are_equal_are_reported_as_tied() -> None:
     chance = np.random.default_rng(9)
     effects = [0.3, 0.3] + [-0.3] * 6
-    choices = [select(simulate(effects, chance), confidence=0.95) for _ in range(100)]
+    choices = [select(simulate(effects, chance), confidence=0.95) for _ in range(40)]
     assert np.mean([admitted(choice) == {"c01", "c02"} for choice in choices]) > 0.9
 
 
-@pytest.mark.parametrize("confidence", [0.8, 0.95])
-@pytest.mark.parametrize("seeds", [2, 3])
-def test_intervals_cover_the_mean_over_seeds_at_their_rate(confidence: float, seeds: int) -> None:
-    chance, inside, num_images = np.random.default_rng(10), [], 1000
-    for _ in range(150):
-        rows, truth = [], {}
-        for which in CANDIDATES:
-            truth[which.id] = chance.uniform(0.6, 0.9)
-            for seed in range(seeds):
-                count = round(num_images * (truth[which.id] + chance.normal(0, 0.01)))
-                rows.append(trained(which, seed, first(count, num_images)))
-        table = select(rows, confidence=confidence).candidates
-        inside += [r.val_accuracy_low <= truth[r.candidate] <= r.val_accuracy_high for r in table.itertuples()]
-    assert len(inside) == 1200
-    assert np.mean(inside) == pytest.approx(confidence, abs=0.035)
+@pytest.mark.parametrize(("draws", "near"), [(50, 0.045), pytest.param(150, 0.035, marks=pytest.mark.slow)])
+def test_intervals_cover_the_mean_over_seeds_at_their_rate(draws: int, near: float) -> None:
+    for confidence, seeds in itertools.product((0.8, 0.95), (2, 3)):
+        chance, inside, num_images = np.random.default_rng(10), [], 1000
+        for _ in range(draws):
+            rows, truth = [], {}
+            for which in CANDIDATES:
+                truth[which.id] = chance.uniform(0.6, 0.9)
+                for seed in range(seeds):
+                    count = round(num_images * (truth[which.id] + chance.normal(0, 0.01)))
+                    rows.append(trained(which, seed, first(count, num_images)))
+            table = select(rows, confidence=confidence).candidates
+            inside += [r.val_accuracy_low <= truth[r.candidate] <= r.val_accuracy_high for r in table.itertuples()]
+        assert len(inside) == draws * len(CANDIDATES)
+        assert np.mean(inside) == pytest.approx(confidence, abs=near), (confidence, seeds)
 
 
 def test_the_standard_error_is_that_of_the_difference() -> None:
     chance = np.random.default_rng(11)
     differences, errors = [], []
-    for _ in range(400):
+    for _ in range(200):
         rows = simulate([0.0, 0.0], chance, seeds=3, images=500, own_image_sd=1.0, seed_sd=0.05)
         choice = select(rows, confidence=0.95)
         means = choice.candidates.set_index("candidate")["val_accuracy_mean"]
@@ -367,16 +369,17 @@ def test_a_stopped_candidate_is_not_chosen_and_stays_in_the_tables() -> None:
     assert not select(rows, confidence=0.95).candidates["stopped"].any()
 
 
-def test_the_ties_hold_a_stopped_candidate_that_is_as_good() -> None:
+@pytest.mark.parametrize(("draws", "least"), [(60, 0.92), pytest.param(200, 0.93, marks=pytest.mark.slow)])
+def test_the_ties_hold_a_stopped_candidate_that_is_as_good(draws: int, least: float) -> None:
     chance, held, out = np.random.default_rng(21), [], []
     names = [c.id for c in CANDIDATES]
-    for _ in range(200):
+    for _ in range(draws):
         rows = without(simulate([0.0] * 7 + [-0.5], chance, seeds=4), "c03", seeds=2)
         rows = without(rows, "c08", seeds=2)
         choice = select(rows, confidence=0.95, contenders=[name for name in names if name not in ("c03", "c08")])
         held.append("c03" in choice.tied)
         out.append("c08" not in choice.tied)
-    assert np.mean(held) >= 0.93
+    assert np.mean(held) >= least
     assert np.mean(out) >= 0.9  # and what is clearly worse is out although it had two seeds only
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import random
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 import numpy as np
@@ -45,13 +46,18 @@ NOISE = 0.004  # between seeds, as a proxy of the default search has it
 IMAGES = 4000
 
 
+# The module shares searches; and a commit need not reach the disk before a test goes on.
+pytestmark = [pytest.mark.xdist_group("strategies"), pytest.mark.usefixtures("unsynced_sqlite")]
+
+
+@functools.cache
 def strategy_of(name: str, *overrides: str) -> Strategy:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return load_experiment(hydra.compose("run", [f"search={name}", *overrides])).search.strategy
 
 
 @pytest.fixture(scope="module")
-def plan() -> Plan:
+def whole_plan() -> Plan:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         experiment = load_experiment(hydra.compose("run", ["baseline=preresnet20"]))
     network, rounding = experiment.proxy_network
@@ -59,9 +65,14 @@ def plan() -> Plan:
 
 
 @pytest.fixture(scope="module")
+def plan(whole_plan: Plan) -> Plan:
+    return whole_plan._replace(candidates=whole_plan.candidates[:8])
+
+
+@pytest.fixture(scope="module")
 def recipe() -> Recipe:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return load_experiment(hydra.compose("run")).recipe
+        return load_experiment(hydra.compose("run", ["recipe.autocast=off"])).recipe
 
 
 class Planted:
@@ -148,42 +159,57 @@ def test_a_planted_optimum_is_found(name: str, plan: Plan, recipe: Recipe, tmp_p
 
 
 @pytest.mark.parametrize("name", ["grid", "race"])
-def test_a_planted_tie_is_reported_as_a_tie(name: str, plan: Plan, recipe: Recipe, tmp_path: Path) -> None:
-    accuracies = planted(plan, 4, 0.02)
+def test_a_planted_tie_is_reported_as_a_tie(name: str, whole_plan: Plan, recipe: Recipe, tmp_path: Path) -> None:
+    accuracies = planted(whole_plan, 4, 0.02)
     accuracies[7] = accuracies[4]
-    choice, _, _ = found(name, plan, recipe, accuracies, tmp_path)
-    leaders = {plan.candidates[place].id for place in (4, 7)}
+    choice, _, _ = found(name, whole_plan, recipe, accuracies, tmp_path)
+    leaders = {whole_plan.candidates[place].id for place in (4, 7)}
     assert choice.chosen in leaders
     assert set(choice.tied) >= leaders - {choice.chosen}
-    assert len(choice.tied) < len(plan.candidates) - 1
+    assert len(choice.tied) < len(whole_plan.candidates) - 1
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+class Searched(NamedTuple):
+    """A search that several tests look at, with a lead of the best that noise may hide."""
+
+    name: str
+    place: Path
+    choice: Choice
+    trained: list[Trained]
+    stopped: dict[str, str]
+
+
+@pytest.fixture(scope="module", params=SHIPPED)
+def searched(
+    request: pytest.FixtureRequest, plan: Plan, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> Searched:
+    place = tmp_path_factory.mktemp("searched")
+    return Searched(request.param, place, *found(request.param, plan, recipe, planted(plan, 4, NOISE), place, slots=4))
+
+
 def test_the_order_in_which_trainings_end_changes_nothing(
-    name: str, plan: Plan, recipe: Recipe, tmp_path: Path
+    searched: Searched, plan: Plan, recipe: Recipe, tmp_path: Path
 ) -> None:
-    accuracies = planted(plan, 4, NOISE)
+    one_by_one = found(searched.name, plan, recipe, planted(plan, 4, NOISE), tmp_path, slots=1)
     seen = []
-    for number, slots in enumerate((1, 2, 4)):
-        place = tmp_path / str(number)
-        place.mkdir()
-        choice, trained, stopped = found(name, plan, recipe, accuracies, place, slots=slots)
+    for choice, trained, stopped in (one_by_one, searched[2:]):
         done = sorted((t.candidate.id, t.outcome.evaluation.seed, t.outcome.evaluation.recipe.epochs) for t in trained)
         seen.append((choice.chosen, choice.tied, done, stopped))
-    assert seen[0] == seen[1] == seen[2]
+    assert seen[0] == seen[1]
 
 
-@pytest.mark.parametrize("name", SHIPPED)
 def test_a_search_that_is_repeated_trains_nothing_and_shows_the_same(
-    name: str, plan: Plan, recipe: Recipe, tmp_path: Path
+    searched: Searched, plan: Plan, recipe: Recipe
 ) -> None:
-    accuracies = planted(plan, 2, NOISE)
-    first = found(name, plan, recipe, accuracies, tmp_path)
-    shown = trials(tmp_path)
-    again = found(name, plan, recipe, accuracies, tmp_path)
-    assert all(one.outcome.reused for one in again[1])
-    assert (again[0].chosen, again[0].tied, again[2]) == (first[0].chosen, first[0].tied, first[2])
-    assert trials(tmp_path) == shown
+    shown = trials(searched.place)
+    choice, trained, stopped = found(searched.name, plan, recipe, planted(plan, 4, NOISE), searched.place)
+    assert all(one.outcome.reused for one in trained)
+    assert (choice.chosen, choice.tied, stopped) == (
+        searched.choice.chosen,
+        searched.choice.tied,
+        searched.stopped,
+    )
+    assert trials(searched.place) == shown
 
 
 def trials(place: Path) -> list[tuple[Any, ...]]:
@@ -237,15 +263,15 @@ def noisy(request: Request) -> float:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-@pytest.mark.parametrize("size", [1, 2, 11])
-def test_no_training_is_asked_for_twice_and_none_that_is_not_possible(name: str, size: int) -> None:
-    strategy, problem = strategy_of(name), line(size)
-    requests = [step for step in answers(strategy, problem, noisy) if isinstance(step, Request)]
-    assert len(set(requests)) == len(requests) > 0
-    allowed = strategy.possible(problem)
-    assert all(any(r.seed < count and r.share == share for count, share in allowed) for r in requests)
-    said = sum(number * share for number, share in strategy.expected(problem))
-    assert sum(r.share for r in requests) <= 1.3 * said + 1
+def test_no_training_is_asked_for_twice_and_none_that_is_not_possible(name: str) -> None:
+    for size in (1, 2, 11):
+        strategy, problem = strategy_of(name), line(size)
+        requests = [step for step in answers(strategy, problem, noisy) if isinstance(step, Request)]
+        assert len(set(requests)) == len(requests) > 0, size
+        allowed = strategy.possible(problem)
+        assert all(any(r.seed < count and r.share == share for count, share in allowed) for r in requests), size
+        said = sum(number * share for number, share in strategy.expected(problem))
+        assert sum(r.share for r in requests) <= 1.3 * said + 1, size
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -265,13 +291,13 @@ def test_failures_end_no_strategy(name: str) -> None:
     assert finished - stopped, "nobody is left who may be chosen"
 
 
-@pytest.mark.parametrize("compute", [0.25, 0.5, 1.0])
-def test_a_race_spends_what_it_was_given(compute: float) -> None:
+def test_a_race_spends_what_it_was_given() -> None:
     problem = line(8)
-    race = strategy_of("race", f"search.compute={compute}")
-    level = [step for step in answers(race, problem, lambda r: 0.8 + 1e-4 * noisy(r)) if isinstance(step, Request)]
-    assert len(level) <= max(8, 8 * 4 * compute)
-    assert {request.candidate for request in level if request.seed == 0} == set(range(8))
+    for compute in (0.25, 0.5, 1.0):
+        race = strategy_of("race", f"search.compute={compute}")
+        level = [step for step in answers(race, problem, lambda r: 0.8 + 1e-4 * noisy(r)) if isinstance(step, Request)]
+        assert len(level) <= max(8, 8 * 4 * compute), compute
+        assert {request.candidate for request in level if request.seed == 0} == set(range(8)), compute
 
 
 def test_a_race_gives_seeds_to_those_that_may_be_the_best() -> None:
@@ -317,25 +343,30 @@ def test_halving_does_not_wait_for_a_round_to_fill() -> None:
     assert {request.share for request in under_way} == {0.25}
 
 
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (("search=race", "search.compute=0"), "search.compute is 0.0; it must be a number from 0.01 to 1"),
-        (("search=race", "search.lookahead=0"), "search.lookahead is 0; it must be a number from 1"),
-        (("search=race", "+search.shares=[0.5]"), "search.shares is not a known key"),
-        (("search=race", "search.most_seeds=1.5"), "search.most_seeds is 1.5; it must be a whole number"),
-        (("search=halving", "search.shares=[0.5,0.25]"), "it must be rising shares"),
-        (("search=halving", "search.shares=[0.5,1]"), "less than 1"),
-        (("search=halving", "search.shares=[]"), "it must be rising shares"),
-        (("search=halving", "search.keep=1"), "search.keep is 1.0; it must be"),
-        (("search=tpe", "search.sampler=cma"), "search.sampler is 'cma'; known: tpe, gp"),
-        (("search=tpe", "search.explore=2"), "search.explore is 2.0; it must be"),
-        (("search.strategy=rase",), "did you mean 'race'"),
-    ],
-)
-def test_an_option_that_is_none_is_refused(overrides: tuple[str, ...], words: str) -> None:
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(ValueError, match=words):
-        load_experiment(hydra.compose("run", list(overrides)))
+OPTIONS = [
+    (("search=race", "search.compute=0"), "search.compute is 0.0; it must be a number from 0.01 to 1"),
+    (("search=race", "search.lookahead=0"), "search.lookahead is 0; it must be a number from 1"),
+    (("search=race", "+search.shares=[0.5]"), "search.shares is not a known key"),
+    (("search=race", "search.most_seeds=1.5"), "search.most_seeds is 1.5; it must be a whole number"),
+    (("search=halving", "search.shares=[0.5,0.25]"), "it must be rising shares"),
+    (("search=halving", "search.shares=[0.5,1]"), "less than 1"),
+    (("search=halving", "search.shares=[]"), "it must be rising shares"),
+    (("search=halving", "search.keep=1"), "search.keep is 1.0; it must be"),
+    (("search=tpe", "search.sampler=cma"), "search.sampler is 'cma'; known: tpe, gp"),
+    (("search=tpe", "search.explore=2"), "search.explore is 2.0; it must be"),
+    (("search.strategy=rase",), "did you mean 'race'"),
+]
+
+
+def test_an_option_that_is_none_is_refused() -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        for overrides, words in OPTIONS:
+            said = "nothing"
+            try:
+                load_experiment(hydra.compose("run", list(overrides)))
+            except ValueError as error:
+                said = str(error)
+            assert words in said, overrides
 
 
 # How often the optimum is found
@@ -376,22 +407,20 @@ def test_a_grid_finds_a_planted_optimum_as_often_as_its_seeds_allow(name: str, s
     assert rate(strategy_of(name), recorded, 1000) == pytest.approx(expected, abs=4 * error + 0.01)
 
 
-@pytest.mark.parametrize("name", ["race", "halving", "tpe"])
-def test_no_strategy_finds_a_planted_optimum_less_often_than_one_seed_of_each(name: str) -> None:
+def test_no_strategy_finds_a_planted_optimum_less_often_than_one_seed_of_each() -> None:
     """At half the compute of four seeds; a race comes near to the whole of it."""
     recorded = made_up(0)
-    replays = 60 if name == "tpe" else 400
     once, four = (rate(strategy_of(grid), recorded, 400) for grid in ("grid1", "grid"))
-    mine = rate(strategy_of(name), recorded, replays)
-    noise = 3 * math.sqrt(0.25 / replays)
-    assert mine > once - (noise if name == "tpe" else 0)
-    if name == "race":
-        assert mine > four - noise
+    for name, replays in (("race", 200), ("halving", 200), ("tpe", 60)):
+        mine = rate(strategy_of(name), recorded, replays)
+        noise = 3 * math.sqrt(0.25 / replays)
+        assert mine > once - (noise if name == "tpe" else 0), name
+        if name == "race":
+            assert mine > four - noise
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_replay_asks_for_what_the_real_search_asks_for(name: str, plan: Plan, recipe: Recipe, tmp_path: Path) -> None:
-    choice, trained, stopped = found(name, plan, recipe, planted(plan, 4, NOISE), tmp_path)
+def test_a_replay_asks_for_what_the_real_search_asks_for(searched: Searched, plan: Plan, recipe: Recipe) -> None:
+    name, _, choice, trained, stopped = searched
     size, most = len(plan.candidates), 8
     scores = {share: np.full((size, most), np.nan) for share in (0.25, 0.5, 1.0)}
     names = [candidate.id for candidate in plan.candidates]
@@ -463,8 +492,11 @@ def test_every_strategy_replays_on_what_was_recorded(path: Path) -> None:
     assert every.compute == pytest.approx(seeds)
 
 
-def test_choice_and_ties_hold_the_truly_best_at_the_stated_rate_on_what_was_recorded() -> None:
-    """The simulation of docs/search.md, with fewer replays: at least 93 % where 95 % is said."""
+@pytest.mark.parametrize(("replays", "least"), [(25, 0.92), pytest.param(200, 0.93, marks=pytest.mark.slow)])
+def test_choice_and_ties_hold_the_truly_best_at_the_stated_rate_on_what_was_recorded(
+    replays: int, least: float
+) -> None:
+    """The simulation of docs/search.md, with fewer replays."""
     spec = importlib.util.spec_from_file_location("replay_script", TABULAR / "replay.py")
     assert spec is not None
     assert spec.loader is not None
@@ -472,6 +504,6 @@ def test_choice_and_ties_hold_the_truly_best_at_the_stated_rate_on_what_was_reco
     spec.loader.exec_module(script)
     for baseline in script.BASELINES:
         for name in ("grid", "race"):
-            held, named = script.ties(baseline, name, 200)
-            assert held >= 0.93
+            held, named = script.ties(baseline, name, replays)
+            assert held >= least, (baseline, name)
             assert 1 <= named < len(Recorded.read(TABULAR / f"{baseline}.csv").names)
