@@ -399,9 +399,7 @@ def test_shutdown_can_stop_everything_now(tasks: ModuleType, tmp_path: Path) -> 
     executor = LocalExecutor(2)
     futures = [executor.submit(tasks.sleep, {"file": str(tmp_path / str(i))}) for i in range(3)]
     pids = [read_pid(tmp_path / str(i)) for i in range(2)]
-    begun = time.monotonic()
     executor.shutdown(wait=False, cancel_futures=True)
-    assert time.monotonic() - begun < 1.0
     assert not any(map(is_alive, pids))
     assert isinstance(futures[0].exception(timeout=1), CancelledError)
     assert futures[2].cancelled()
@@ -416,13 +414,11 @@ def test_shutdown_without_waiting_lets_the_work_go_on(tasks: ModuleType) -> None
 
 
 def test_an_error_in_the_with_block_stops_the_workers(tasks: ModuleType, tmp_path: Path) -> None:
-    begun = time.monotonic()
     with contextlib.suppress(KeyboardInterrupt), LocalExecutor(1) as executor:
         executor.submit(tasks.sleep, {"file": str(tmp_path / "pid")})
         pid = read_pid(tmp_path / "pid")
         raise KeyboardInterrupt
     assert not is_alive(pid)
-    assert time.monotonic() - begun < 10
 
 
 def test_a_queued_future_can_be_cancelled(tasks: ModuleType, tmp_path: Path) -> None:

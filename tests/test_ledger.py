@@ -343,13 +343,12 @@ with lock_study(Path(sys.argv[1])):
 def test_a_second_driver_is_refused_with_the_first_ones_name(tmp_path: Path) -> None:
     study = tmp_path / "my-study"
     process = start(LOCK, study)
-    begun = time.monotonic()
     with (
         pytest.raises(StudyLocked, match=rf"'my-study' is being run by process {process.pid} on ") as refusal,
         lock_study(study),
     ):
         pass
-    assert time.monotonic() - begun < 0.2, "at once"
+    assert process.poll() is None, "it was refused, and did not wait for the other to end"
     end(process)
     assert socket.gethostname() in str(refusal.value)
     assert f"kill {process.pid}" in str(refusal.value)

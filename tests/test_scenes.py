@@ -40,14 +40,14 @@ def without_scraps(number: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_garments_are_of_the_stated_sizes_turned_and_everywhere() -> None:
-    images, boxes = without_scraps(2000)
+    images, boxes = without_scraps(800)
     # The area of a square tells its side whatever it is turned by; all of it is on the canvas where it lies straight.
     left, top, right, bottom = boxes.T
     width, height = right - left, bottom - top
     straight = (width - height).abs() <= 1
     sides = (images > 50).sum(dim=(1, 2)).sqrt()
     whole = straight & (width < 90) & (sides > width - 4)
-    assert whole.sum() > 20
+    assert whole.sum() > 8
     assert 60 <= sides[whole].min() <= 66
     assert 80 <= sides[whole].max() <= 88
     assert (width > 90).any(), "a square that stands on its corner is wider than the canvas"
