@@ -243,7 +243,7 @@ def test_a_failed_one_is_not_tried_again_until_its_record_is_removed(evaluator: 
     assert outcome.result is None
     assert "diverged" in outcome.reason
     (again,) = evaluator.run([diverging])
-    assert again == (diverging, None, outcome.reason, True)
+    assert again == (diverging, None, outcome.reason, True, "")
     record = ledger.get(diverging.key)
     assert record is not None
     assert record["result"] is None  # no score
