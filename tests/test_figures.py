@@ -5,6 +5,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +16,12 @@ from PIL import Image
 from scalesearch import figures
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from matplotlib.figure import Figure
+
+pytestmark = pytest.mark.xdist_group("figures")  # which are drawn once
 
 SINGLE = [(2.0, 1.0, 1.0), (1.0, 1.4, 1.0), (1.0, 1.0, 1.4), (1.2, 1.1, 1.15)]
 
@@ -87,9 +91,19 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in found if text.get_text()]
 
 
+TITLE = "mobilenetv2, 2x"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Path]]:
+    """The files of a case, which are drawn once."""
+    place = tmp_path_factory.mktemp("written")
+    return cache(lambda case: figures.draw_all(CASES[case], place / case / "figures", title=TITLE))
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_every_figure_is_written_as_png_and_as_svg(case: str, tmp_path: Path) -> None:
-    files = figures.draw_all(CASES[case], tmp_path / "new" / "figures", title="mobilenetv2, 2x")
+def test_every_figure_is_written_as_png_and_as_svg(case: str, written: Callable[[str], list[Path]]) -> None:
+    files = written(case)
     assert [file.name for file in files] == [f"{name}.{kind}" for name in figures.FIGURES for kind in ("png", "svg")]
     for file in files:
         if file.suffix == ".png":
@@ -100,48 +114,45 @@ def test_every_figure_is_written_as_png_and_as_svg(case: str, tmp_path: Path) ->
                 assert "Software" not in image.info
         else:
             text = "".join(ElementTree.parse(file).getroot().itertext())
-            assert "mobilenetv2, 2x" in text
+            assert TITLE in text
 
 
-@pytest.mark.parametrize("name", figures.FIGURES)
-def test_svg_has_the_axis_labels_as_text(name: str, tmp_path: Path) -> None:
-    drawing = figures.FIGURES[name]
-    figure = drawing.draw(drawing.data(CASES["usual"][drawing.table]))
-    labels = {label for axes in figure.axes for label in (axes.get_xlabel(), axes.get_ylabel()) if label}
-    assert labels
-    figures.draw_all(CASES["usual"], tmp_path, title="")
-    written = {e.text for e in ElementTree.parse(tmp_path / f"{name}.svg").iter() if e.tag.endswith("}text")}
-    assert labels <= written
+def test_svg_has_the_axis_labels_as_text(written: Callable[[str], list[Path]]) -> None:
+    files = {file.name: file for file in written("usual")}
+    for name, drawing in figures.FIGURES.items():
+        figure = drawing.draw(drawing.data(CASES["usual"][drawing.table]))
+        labels = {label for axes in figure.axes for label in (axes.get_xlabel(), axes.get_ylabel()) if label}
+        assert labels, name
+        found = {e.text for e in ElementTree.parse(files[f"{name}.svg"]).iter() if e.tag.endswith("}text")}
+        assert labels <= found, name
 
 
-def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
-    first = figures.draw_all(CASES["some failed"], tmp_path / "a", title="t")
-    second = figures.draw_all(CASES["some failed"], tmp_path / "b", title="t")
-    assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
-
-
-def test_threads_and_the_users_settings_do_not_change_a_figure(tmp_path: Path) -> None:
-    import matplotlib
-
-    alone = figures.draw_all(CASES["usual"], tmp_path / "alone", title="t")
-    with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "path", "axes.grid": False}):
-        before = dict(matplotlib.rcParams)
-        with ThreadPoolExecutor(2) as pool:
-            many = list(pool.map(lambda i: figures.draw_all(CASES["usual"], tmp_path / str(i), title="t"), range(2)))
-        assert dict(matplotlib.rcParams) == before
-    for files in many:
-        assert [file.read_bytes() for file in files] == [file.read_bytes() for file in alone]
-
-
-def test_a_table_read_back_from_csv_gives_the_same_figures(tmp_path: Path) -> None:
-    tables = CASES["some failed"]
+def test_the_same_tables_give_the_same_bytes_and_so_do_those_read_back_from_csv(
+    written: Callable[[str], list[Path]], tmp_path: Path
+) -> None:
+    first, tables = written("some failed"), CASES["some failed"]
     for name, table in tables.items():
         table.to_csv(tmp_path / f"{name}.csv", index=False)
     read = {name: pd.read_csv(tmp_path / f"{name}.csv") for name in tables}
-    first = figures.draw_all(tables, tmp_path / "a", title="t")
-    assert [f.read_bytes() for f in first] == [
-        f.read_bytes() for f in figures.draw_all(read, tmp_path / "b", title="t")
-    ]
+    for how, given in (("again", tables), ("read back", read)):
+        second = figures.draw_all(given, tmp_path / how, title=TITLE)
+        assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second], how
+
+
+def test_threads_and_the_users_settings_do_not_change_a_figure(
+    written: Callable[[str], list[Path]], tmp_path: Path
+) -> None:
+    import matplotlib
+
+    alone = written("one candidate")
+    with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "path", "axes.grid": False}):
+        before = dict(matplotlib.rcParams)
+        with ThreadPoolExecutor(2) as pool:
+            draw = partial(figures.draw_all, CASES["one candidate"], title=TITLE)
+            many = list(pool.map(lambda i: draw(tmp_path / str(i)), range(2)))
+        assert dict(matplotlib.rcParams) == before
+    for files in many:
+        assert [file.read_bytes() for file in files] == [file.read_bytes() for file in alone]
 
 
 def test_neither_importing_nor_drawing_needs_pyplot(tmp_path: Path) -> None:

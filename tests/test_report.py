@@ -7,8 +7,6 @@ import json
 import math
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +30,6 @@ from scalesearch.search import BASELINE, Candidate, Plan, Trained
 from scalesearch.selection import Pairs, select
 from scalesearch.training import Result
 
-SCALESEARCH = str(Path(sys.executable).with_name("scalesearch"))
 IMAGES, TESTED = 2000, 3000
 
 
@@ -299,10 +296,11 @@ def test_a_test_accuracy_that_is_missing_has_its_command(tmp_path: Path) -> None
     assert "The test accuracy of baseline was not measured." in study.text()
 
 
-def test_the_interval_of_optimism_covers_a_planted_one_at_its_rate(tie: Made) -> None:
+@pytest.mark.parametrize("studies", [80, pytest.param(300, marks=pytest.mark.slow)])
+def test_the_interval_of_optimism_covers_a_planted_one_at_its_rate(studies: int, tie: Made) -> None:
     facts, chance, inside, truth = tie.facts(), np.random.default_rng(6), [], 0.02
     chosen, images, tested = facts.choice.chosen, 500, 800
-    for _ in range(300):
+    for _ in range(studies):
         chances = np.clip(chance.normal(0.8, 0.15, images), 0, 1)  # images differ, whatever the seed
         others = np.clip(chance.normal(0.8 - truth, 0.15, tested), 0, 1)
         shift = chance.normal(0, 0.01, 3)  # a seed is good on both
@@ -592,61 +590,83 @@ def test_overrides_of_settings_compose_to_the_same_settings(words: tuple[str, ..
     assert len(found) <= len(words) + 6, "as few as will do"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "a b",
-        "it's",
-        'say "x"',
-        "my_net:make",
-        "timm:a.b@/x y",
-        "back\\slash",
-        'b\\"q',
-        "end\\",
-        "1e5",
-        "true",
-        "a=b",
-        "",
-        "a,b",
-        "[x]",
-        "ä",
-    ],
-)
-def test_a_word_is_read_back_as_it_was(name: str) -> None:
+WORDS_TO_QUOTE = [
+    "a b",
+    "it's",
+    'say "x"',
+    "my_net:make",
+    "timm:a.b@/x y",
+    "back\\slash",
+    'b\\"q',
+    "end\\",
+    "1e5",
+    "true",
+    "a=b",
+    "",
+    "a,b",
+    "[x]",
+    "ä",
+]
+
+
+def test_a_word_is_read_back_as_it_was() -> None:
     settings = OmegaConf.to_container(compose("run"))
     assert isinstance(settings, dict)
-    values: dict[str, Any] = {str(key): value for key, value in settings.items()} | {"init": name}
-    values["executor"] = {"name": "local"}
-    values["data"] = {**values["data"], "cache": name}
-    read = compose("run", *config.overrides(values, "run", workspace=Path(name or "workspace")))
-    assert (read.init, read.data.cache, read.workspace) == (name, name, name or "workspace")
+    for name in WORDS_TO_QUOTE:
+        values: dict[str, Any] = {str(key): value for key, value in settings.items()} | {"init": name}
+        values["executor"] = {"name": "local"}
+        values["data"] = {**values["data"], "cache": name}
+        read = compose("run", *config.overrides(values, "run", workspace=Path(name or "workspace")))
+        assert (read.init, read.data.cache, read.workspace) == (name, name, name or "workspace"), name
 
 
 # A real study, by the commands.
 
 TINY = (
     *("baseline=mobilenetv2", "proxy.width=0.25", "proxy.depth=0.5", "proxy.resolution=8", "proxy.total_stride=4"),
-    *("data=digits", "data.num_train=160", "recipe=quick", "recipe.seeds=2", "recipe.batch_size=16"),
+    *(
+        "data=digits",
+        "data.num_train=160",
+        "recipe=quick",
+        "recipe.seeds=2",
+        "recipe.batch_size=16",
+        "recipe.autocast=off",
+    ),
     *("recipe.epochs=1", "recipe.learning_rate=0.2", "recipe.flip=false", "grid.alpha={start:1,stop:1.9,step:0.9}"),
     *("grid.beta={start:1,stop:1.4,step:0.4}", "grid.gamma={start:1,stop:1.4,step:0.4}", "grid.product_tolerance=0.15"),
     *("budget.tolerance=0.12", "phis=[1]", "search=grid", "tracking=none", "study=tiny"),
 )
 
 
-def carried_out(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [SCALESEARCH, *words],
-        cwd=place,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        stdin=subprocess.DEVNULL,
-    )
+class Ended(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def test_a_real_study_is_reported_answered_anew_and_reported_again(tmp_path: Path) -> None:
-    ran = carried_out(tmp_path, "run", *TINY, "--json")
+@pytest.fixture
+def carried_out(
+    tmp_path: Path, in_this_process: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
+    """A command in this process, with a directory of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def carry_out(*words: str) -> Ended:
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main(list(words))
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Ended(code, *capsys.readouterr())
+
+    return carry_out
+
+
+def test_a_real_study_is_reported_answered_anew_and_reported_again(
+    tmp_path: Path, carried_out: Callable[..., Ended]
+) -> None:
+    ran = carried_out("run", *TINY, "--json")
     assert ran.returncode == 0, ran.stderr
     before = json.loads(ran.stdout)
     assert before["selection"] == {"rule": "best", "metric": "macs"}
@@ -655,19 +675,19 @@ def test_a_real_study_is_reported_answered_anew_and_reported_again(tmp_path: Pat
     written = (directory / "report.md").read_text()
     (directory / "report.md").unlink()
 
-    said = carried_out(tmp_path, "report", "study=tiny", "--json")
+    said = carried_out("report", "study=tiny", "--json")
     assert said.returncode == 0, said.stderr
     answers = json.loads(said.stdout)
     assert (directory / "report.md").read_text() == written  # a command away, and the same
     assert answers["neighbours"]["chosen"] == before["chosen"]["id"]
     assert answers["neighbours"]["num_candidates"] == 3
-    assert carried_out(tmp_path, "report").stdout.startswith(written)  # no terminal: Markdown as it is
+    assert carried_out("report").stdout.startswith(written)  # no terminal: Markdown as it is
 
     # what was not measured is measured by the command that the report gives
     missing = next(row for row in answers["flatness"]["references"] if row["command"])
-    trained = carried_out(tmp_path, *shlex.split(missing["command"])[1:], "executor.workers=1")
+    trained = carried_out(*shlex.split(missing["command"])[1:], "executor.workers=1")
     assert trained.returncode == 0, trained.stderr
-    again = json.loads(carried_out(tmp_path, "report", "--json").stdout)
+    again = json.loads(carried_out("report", "--json").stdout)
     now = next(row for row in again["flatness"]["references"] if row["name"] == missing["name"])
     assert now["difference"] is not None
     assert now["seeds"] == 2
@@ -678,7 +698,7 @@ def test_a_real_study_is_reported_answered_anew_and_reported_again(tmp_path: Pat
     rows = {row["candidate"]: row for row in _table(directory / "candidates.csv")}
     cheapest = {m: min(tied, key=lambda name: int(rows[name][m])) for m in ("macs", "params")}
     metric = next(metric for metric, name in cheapest.items() if name != before["best"]["id"])
-    cheap = carried_out(tmp_path, "run", *TINY, "selection=cheapest_tied", f"selection.metric={metric}", "--json")
+    cheap = carried_out("run", *TINY, "selection=cheapest_tied", f"selection.metric={metric}", "--json")
     assert cheap.returncode == 0, cheap.stderr
     after = json.loads(cheap.stdout)
     assert after["evaluations"] == {"trained": 0, "reused": 8, "failed": 0}
@@ -701,7 +721,7 @@ def _table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_study_that_is_not_there_is_one_message(tmp_path: Path) -> None:
-    said = carried_out(tmp_path, "report", "study=nothing")
+def test_a_study_that_is_not_there_is_one_message(carried_out: Callable[..., Ended]) -> None:
+    said = carried_out("report", "study=nothing")
     assert said.returncode == 2
     assert "there is no study in workspace; first: scalesearch run" in said.stderr
