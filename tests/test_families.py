@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from scalesearch.cost import cost
 from scalesearch.model import build
 from scalesearch.network import Network
 
@@ -25,10 +26,30 @@ SPEC.loader.exec_module(networks)
 ROWS = {row.name: row for row in networks.rows()}
 measure = cache(networks.measure)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("families")]  # measured once
+
+
+def smallest() -> set[str]:
+    """Of the rows whose networks are made of the same blocks, the one of fewest multiply-adds; the others are slow."""
+    found: dict[tuple[bool, frozenset[str]], tuple[int, str]] = {}
+    for name, row in ROWS.items():
+        network = networks.network(row)
+        blocks = bool(row.library), frozenset(stage.block for _, stage in network.rows())
+        found[blocks] = min(found.get(blocks, (10**18, "")), (cost(network).macs, name))
+    return {name for _, name in found.values()}
+
+
+QUICK = smallest()
+
+
+def parametrized(rows: Iterable[networks.Row]) -> pytest.MarkDecorator:
+    cases = [pytest.param(row, id=row.name, marks=() if row.name in QUICK else pytest.mark.slow) for row in rows]
+    return pytest.mark.parametrize("row", cases)
+
+
+every_row = parametrized(ROWS.values())
 with_library = {name: row for name, row in ROWS.items() if row.library}
-every_library = pytest.mark.parametrize("row", with_library.values(), ids=with_library)
+every_library = parametrized(with_library.values())
 
 
 def test_no_name_stands_twice_and_every_table_has_a_row(baselines: dict[str, Network]) -> None:
@@ -37,10 +58,10 @@ def test_no_name_stands_twice_and_every_table_has_a_row(baselines: dict[str, Net
     assert unscaled == baselines.keys()
 
 
-@every_row
-def test_a_library_or_a_published_figure_stands_beside_every_row(row: networks.Row) -> None:
-    assert row.library or row.published_params or row.published_macs
-    assert bool(row.source) == bool(row.published_params or row.published_macs)
+def test_a_library_or_a_published_figure_stands_beside_every_row() -> None:
+    for name, row in ROWS.items():
+        assert row.library or row.published_params or row.published_macs, name
+        assert bool(row.source) == bool(row.published_params or row.published_macs), name
 
 
 @every_library
@@ -62,6 +83,7 @@ def test_logits_are_the_librarys_with_the_same_weights(row: networks.Row) -> Non
     assert measure(row).difference <= 1e-4
 
 
+@pytest.mark.slow
 def test_a_table_has_the_epsilon_of_a_library(baselines: dict[str, Network]) -> None:
     known: dict[str, set[float]] = {}
     for row in with_library.values():
@@ -106,14 +128,11 @@ def test_the_comparison_of_logits_sees(change: str) -> None:
 # Published figures
 
 
-@every_row
-def test_published_figures_are_met(row: networks.Row) -> None:
-    for figure, (counted, published) in networks.figures(row).items():
-        assert networks.as_printed(counted, published) or (row.name, figure) in networks.OTHER_COUNTS, (
-            figure,
-            counted,
-            published,
-        )
+def test_published_figures_are_met() -> None:
+    for name, row in ROWS.items():
+        for figure, (counted, published) in networks.figures(row).items():
+            met = networks.as_printed(counted, published) or (name, figure) in networks.OTHER_COUNTS
+            assert met, (name, figure, counted, published)
 
 
 @pytest.mark.parametrize(("name", "figure"), networks.OTHER_COUNTS)
@@ -126,6 +145,7 @@ def test_every_exception_is_needed_and_as_large_as_said(name: str, figure: str) 
 # The page
 
 
+@pytest.mark.slow
 def test_the_recorded_page_is_what_is_counted_now() -> None:
     """Up to the differences of logits, which depend on the machine."""
     recorded = networks.PAGE.read_text(encoding="utf-8")
