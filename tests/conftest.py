@@ -74,6 +74,16 @@ def reference() -> Callable[[str], list[dict[str, str]]]:
     return rows
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Tests of an `xdist_group` share what is made once; a pytest with which pytest-xdist groups nothing is refused."""
+    if getattr(session.config.option, "loadgroup", False):
+        apart = [
+            item.nodeid for item in session.items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid
+        ]
+        if apart:
+            raise pytest.UsageError(f"pytest-xdist does not group tests with pytest {pytest.__version__}: {apart[0]}")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`block_network`: each of `block_networks` in turn."""
     if "block_network" in metafunc.fixturenames:

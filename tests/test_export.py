@@ -35,7 +35,7 @@ from scalesearch.pretrained import match
 from scalesearch.scaling import Rounding, resize
 from scalesearch.training import evaluate, save_weights
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("export")]  # they share a study
 
 
 NETWORKS = {
