@@ -204,6 +204,7 @@ def test_a_missing_function_and_unknown_fields_are_refused(module: str, capsys: 
     assert "baseline.resolution" in said
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_search_on_a_function_goes_from_the_plan_to_the_family(
     module: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -247,14 +247,15 @@ class Unbroken(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def unbroken(drive: Callable[..., Driver], tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
     """A search that nobody disturbs, given in a directory that is under git."""
     place = tmp_path_factory.mktemp("unbroken")
     project = place / "project"
     project.mkdir()
     git(project, "init", "--quiet")
     git(project, "commit", "--quiet", "--allow-empty", "--message", "begin")
-    ended = drive("run", place / "workspace", *search(), cwd=project).ended()
+    with contextlib.chdir(project):
+        ended = in_process("run", place / "workspace", *search())
     assert ended.code == 0, ended.error
     return Unbroken(place / "workspace", ended, git(project, "rev-parse", "HEAD"))
 
@@ -686,32 +687,45 @@ def test_two_drivers_at_once(unbroken: Unbroken, drive: Callable[..., Driver], t
 # Failures.
 
 
-def test_a_failed_training_is_retried_alone(unbroken: Unbroken, drive: Callable[..., Driver], tmp_path: Path) -> None:
-    workspace = tmp_path / "workspace"
+@pytest.fixture(scope="module")
+def failed(
+    unbroken: Unbroken, drive: Callable[..., Driver], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Ended]:
+    """A search of which one worker was killed in the midst of a training."""
+    workspace = tmp_path_factory.mktemp("failed") / "workspace"
     copy_ledger(unbroken.workspace, workspace, without=[("c02", 0), ("c02", 1)])
     driver = drive("run", workspace, *search("tracking=none", "executor.workers=1"))
     wait_for_records(driver, workspace, PLANNED - 1)
     time.sleep(0.1)  # it is in the midst of the other one
     (worker,) = workers_of(driver)
     os.kill(worker, signal.SIGKILL)
-    ended = driver.ended()
+    return workspace, driver.ended()
+
+
+def test_a_training_whose_worker_was_killed_has_failed_alone(failed: tuple[Path, Ended]) -> None:
+    workspace, ended = failed
     assert ended.code == 3, ended.error
     assert ended.answer["evaluations"] == {"trained": 1, "reused": PLANNED - 2, "failed": 1}
-    kept = {path: identity(path) for path, record in records(workspace).items() if record["state"] == "finished"}
-
     status = in_process("status", workspace, "--json").answer
     assert status["evaluations"] == {"total": PLANNED, "done": PLANNED - 1, "failed": 1, "left": 0}
     (failure,) = status["failures"]
     assert failure["candidate"] == "c02"
     assert "SIGKILL" in failure["reason"]
 
-    again = in_process("run", workspace, *search("tracking=none"))  # `run` leaves it as it is
-    assert (again.code, again.answer["evaluations"]["failed"]) == (3, 1)
-    retried = in_process("retry", workspace, *search("tracking=none"))
-    assert retried.code == 0, retried.error
-    assert retried.answer["evaluations"] == {"trained": 1, "reused": PLANNED - 1, "failed": 0}
+
+@pytest.mark.parametrize(("command", "code", "trained"), [("run", 3, 0), ("retry", 0, 1)])
+def test_a_failed_training_is_retried_alone_and_not_by_run(
+    failed: tuple[Path, Ended], unbroken: Unbroken, tmp_path: Path, command: str, code: int, trained: int
+) -> None:
+    workspace = tmp_path / "workspace"
+    shutil.copytree(failed[0], workspace)
+    kept = {path: identity(path) for path, record in records(workspace).items() if record["state"] == "finished"}
+    ended = in_process(command, workspace, *search("tracking=none"))
+    assert ended.code == code, ended.error
+    assert ended.answer["evaluations"] == {"trained": trained, "reused": PLANNED - 1, "failed": 1 - trained}
     assert kept == {path: identity(path) for path in kept}
-    assert_equal_answers(unbroken.workspace, workspace)
+    if trained:
+        assert_equal_answers(unbroken.workspace, workspace)
 
 
 @pytest.mark.parametrize("name", ["baseline", "c01"])
