@@ -754,6 +754,7 @@ def test_a_search_in_which_all_fails_says_why(tmp_path: Path) -> None:
     assert re.search("nan|inf|finite|diverged", ended.error)
     assert "scalesearch retry" in ended.error
     assert {record["state"] for record in records(workspace).values()} == {"failed"}
+    assert in_process("sync", workspace, f"study={STUDY}").code == 0  # what a slow disk has left in the spool
     runs = mlflow_runs(uri_of(workspace))
     assert {run.info.status for run in runs} == {"FAILED"}
 
