@@ -274,6 +274,18 @@ def test_no_training_is_asked_for_twice_and_none_that_is_not_possible(name: str)
         assert sum(r.share for r in requests) <= 1.3 * said + 1, size
 
 
+@pytest.mark.parametrize("name", ["grid", "race"])
+def test_where_all_tie_a_strategy_trains_as_many_as_it_says_beforehand(name: str) -> None:
+    strategy, problem = strategy_of(name), line(11)
+    chance = np.random.default_rng(0)
+    requests = [
+        step
+        for step in answers(strategy, problem, lambda _: 0.8 + chance.normal(0, 0.003))
+        if isinstance(step, Request)
+    ]
+    assert abs(len(requests) - sum(number for number, _ in strategy.expected(problem))) <= 1
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_failures_end_no_strategy(name: str) -> None:
     """A third of all trainings fails, and one candidate with every seed."""
