@@ -20,6 +20,7 @@ import yaml
 
 from scalesearch import tracking
 from scalesearch.tracking import Tracker
+from scalesearch.tracking.replay import Replay
 
 # MLflow's own: it leaves sqlite connections and sockets to the garbage collector.
 pytestmark = [
@@ -410,6 +411,40 @@ def test_a_server_that_never_answers_leaves_all_to_be_sent_later(tmp_path: Path)
         OSError, match="cannot be reached: connection refused; it still lacks 1000 events of study 'lonely'"
     ):
         tracking.sync(**place.settings("lonely"))
+
+
+def test_a_connection_that_breaks_in_mid_run_loses_and_repeats_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = place.tracker("broken", replay=False)
+    record(tracker)
+    tracker.close()
+    apply, calls, breaks = Replay._apply, 0, 0
+
+    def breaking(replay: Replay, group: Any) -> None:
+        """Every third time MLflow is not reached, and every fifth time its answer is lost."""
+        nonlocal calls
+        calls += 1
+        if calls % 3 == 0:
+            raise ConnectionError("refused")
+        apply(replay, group)
+        if calls % 5 == 0:
+            raise ConnectionError("no answer")
+
+    monkeypatch.setattr(Replay, "_apply", breaking)
+    for _ in range(100):
+        try:
+            tracking.sync(**place.settings("broken"))
+        except OSError:
+            breaks += 1
+        else:
+            break
+    assert 3 < breaks < 100
+    monkeypatch.undo()
+    whole = place.tracker("unbroken")
+    record(whole)
+    assert whole.close() is None
+    assert without_times(seen(place.uri, "broken")) == without_times(seen(place.uri, "unbroken"))
 
 
 @pytest.mark.slow
