@@ -103,9 +103,7 @@ class Evaluator:
         name = (
             network.function if isinstance(network, Factory) else " ".join(sorted({r.block for _, r in network.rows()}))
         )
-        here = environment()
-        machine = f"{here['host']}, {here['processor']}, {here['device']}, torch {here['torch']}"
-        kept = Measured(self._ledger.workspace / "precision.json", machine)
+        kept = self._precisions
         if kept.get(name) not in ("float32", "bfloat16"):
             specification = {"network": network.table(), "name": network.name, "recipe": asdict(recipe)}
             try:
@@ -114,6 +112,12 @@ class Evaluator:
                 return "float32"
             kept.put(name, found["precision"])
         return str(kept.get(name))
+
+    @cached_property
+    def _precisions(self) -> Measured:
+        here = environment()
+        machine = f"{here['host']}, {here['processor']}, {here['device']}, torch {here['torch']}"
+        return Measured(self._ledger.workspace / "precision.json", machine)
 
     def expected_seconds(self, work: Sequence[Work]) -> float:
         """Seconds that these trainings would take with all workers, from timing some of the networks in the workers.
@@ -252,7 +256,9 @@ class Evaluator:
         if record is None:
             return None
         result = Result.from_json(record["result"]) if record["state"] == "finished" else None
-        return Outcome(evaluation, result, record["reason"] or "", reused=True, precision=_precision(record))
+        return Outcome(
+            evaluation, result, record["reason"] or "", reused=True, precision=_precision(evaluation, record)
+        )
 
     def _record(self, evaluation: Evaluation, claim: Claim, future: Future[dict[str, Any]]) -> Outcome:
         key, specification = evaluation.key, evaluation.specification()
@@ -267,7 +273,7 @@ class Evaluator:
             record = _record(key, specification, "finished", answer["result"], answer["environment"])
             self._ledger.put(key, record)
             result = Result.from_json(answer["result"])
-            return Outcome(evaluation, result, "", reused=False, precision=_precision(record))
+            return Outcome(evaluation, result, "", reused=False, precision=_precision(evaluation, record))
 
 
 def mixed_precision(outcomes: Iterable[Outcome]) -> str | None:
@@ -289,10 +295,11 @@ _END: Any = object()
 _MOST_TIMED = 6  # networks of a plan; others are taken to be as fast, a multiply-add, as the nearest of these
 
 
-def _precision(record: Mapping[str, Any]) -> str:
+def _precision(evaluation: Evaluation, record: Mapping[str, Any]) -> str:
     """Of a finished training: recorded since "auto" is decided by a timing; before then known where it was asked."""
-    asked = {"off": "float32", "bfloat16": "bfloat16"}.get(record["specification"]["recipe"].get("autocast"), "")
-    return str(record["environment"].get("precision", asked)) if record["state"] == "finished" else ""
+    if record["state"] != "finished":
+        return ""
+    return str(record["environment"].get("precision", asked_precision(evaluation.recipe) or ""))
 
 
 def _record(

@@ -248,18 +248,18 @@ def _num_evaluations(plan: Plan, experiment: Experiment) -> int:
 
 def _expected_seconds(plan: Plan, experiment: Experiment) -> float:
     """Seconds of the whole search, from timing its networks in workers as it would train them."""
-    began = time.process_time()  # of starting Python and importing what a search needs: how fast this machine is
     sizes, recipe = experiment.description, experiment.recipe
     whole = sum(number * share for number, share in study.expected(plan, experiment)) / len(plan.candidates)
     work = [Work(candidate.network, recipe, sizes, whole) for candidate in plan.candidates]
     work.append(Work(plan.baseline.network, recipe, sizes, experiment.seeds))
     with EXECUTORS[experiment.executor_name](**experiment.executor) as executor:
         trainings = Evaluator(Ledger(experiment.workspace), executor, experiment.data).expected_seconds(work)
-    return _STARTS * began + trainings
+    return _STARTS * _CPU_SECONDS_TO_IMPORT + trainings
 
 
 # Starting workers, the test split, figures and MLflow take about as long as so many starts of this program.
-_STARTS = 5.0
+_STARTS = 12.0
+_CPU_SECONDS_TO_IMPORT = time.process_time()  # how fast this machine is at it
 
 
 def _opened(experiment: Experiment, plan: Plan, data: Data, init: str | None) -> StudyLog:

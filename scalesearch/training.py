@@ -169,7 +169,7 @@ def train(
             of another training, is not used: a warning says so, and the training starts over.
     Errors: Diverged for a loss that is not finite.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = _place(device)
     started = time.perf_counter()
 
     torch.manual_seed(seed)
@@ -314,7 +314,7 @@ def evaluate(
 def test_specification(specification: dict[str, Any]) -> dict[str, Any]:
     """What a worker runs for the test split: the saved `weights` of an evaluation, scored once."""
     network = _network(specification)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _place(None)
     model = load_weights(network, Path(specification["weights"])).to(device)
     data = _loaded(DataSpec(**specification["data_spec"]))
     loss, correct = evaluate(model, network, data, split="test", device=device)
@@ -378,7 +378,7 @@ def pace(
     `train` itself is timed with few and with more steps, so that what a training does once does not count. A large
     network is timed with few images of a lower resolution and the time raised in proportion to the multiply-adds.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = _place(device)
     most = 5e7 if place.type == "cpu" else 5e9  # multiply-adds of an image; four times as many a step
     timed, share = network, 1.0
     # A user's function may make networks for one resolution only, and knows no total stride.
@@ -416,7 +416,7 @@ def faster_precision(network: AnyNetwork, recipe: Recipe, *, device: str | None 
 
     Without bfloat16 instructions nothing is measured: emulated, it was 4.3 times slower (preresnet_tiny, AVX2 alone).
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = _place(device)
     has = (
         "bfloat16" in instructions()
         if place.type == "cpu"
@@ -472,6 +472,11 @@ def _resize(images: Tensor, resolution: int) -> Tensor:  # uint8 (N, C, H, W) to
 
 def _moved(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
     return torch.from_numpy(values).to(device)
+
+
+def _place(device: str | None) -> torch.device:
+    """The device of that name; None is a GPU where there is one."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _is_decayed(parameter: nn.Parameter) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -168,6 +170,32 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
 
     monkeypatch.setitem(executor.EXECUTORS, "local", InThisProcess)
     monkeypatch.setattr(training, "pace", lambda *_, **__: training.Pace(1e-4, 1e-5))
+
+
+class Ended(NamedTuple):
+    """What became of a command: its exit code, its JSON (empty where it printed none), what it said."""
+
+    code: int
+    answer: dict[str, Any]
+    said: str
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """`command("plan baseline=mobilenetv2 --json")` in this process, in the working directory."""
+    from scalesearch.cli import main
+
+    monkeypatch.setattr(sys, "argv", sys.argv)  # Hydra reads it, so main writes it
+
+    def carry_out(*words: str) -> Ended:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(words[0].split() if len(words) == 1 else list(words))
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err, err
+        return Ended(int(ended.value.code or 0), json.loads(out) if out.startswith("{") else {}, out + err)
+
+    return carry_out
 
 
 @pytest.fixture

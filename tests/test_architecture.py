@@ -22,6 +22,9 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # The rooms in the order of the method: each imports only from those before it.
 ROOMS = (
     *(
+        "text",
+        "checks",
+        "registry",
         "network",
         "scaling",
         "model",

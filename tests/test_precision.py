@@ -6,12 +6,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import InThisProcess
 
 from scalesearch import machine, training
+from scalesearch.cost import cost
 from scalesearch.data import DataSpec, describe, load
 from scalesearch.evaluation import Evaluation, Evaluator, Outcome, Work, mixed_precision
 from scalesearch.ledger import Ledger, Measured
@@ -154,12 +157,21 @@ def test_the_instructions_are_those_that_the_processor_has_and_onednn_may_use(
     assert machine.processor().startswith("X1 (")
 
 
-def test_a_pace_is_of_an_image_and_larger_for_a_larger_network() -> None:
-    """The larger one is forty times as large: no ratio of times is asserted, only which takes longer."""
-    wide = replace(NETWORK, resolution=32, stages=(Stage(block="conv_norm", channels=96, repeats=2),))
-    small, large = (training.pace(one, RECIPE, precision="float32", budget_seconds=0.02) for one in (NETWORK, wide))
-    assert 0 < small.train_seconds < large.train_seconds
-    assert 0 < small.score_seconds < large.score_seconds
+def test_a_pace_is_what_more_steps_take_longer_and_what_is_done_once_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def planted(network: Network, recipe: Recipe, data: Any, **_: Any) -> Any:
+        """A training that takes a second for its start, and one for each image."""
+        assert recipe.epochs == 1
+        return SimpleNamespace(train_seconds=1.0 + len(data.train_images))
+
+    assert training.pace(NETWORK, RECIPE, precision="float32", budget_seconds=0.02) > (0, 0)
+    monkeypatch.setattr(training, "train", planted)
+    found = training.pace(NETWORK, RECIPE, precision="float32")
+    assert found.train_seconds == pytest.approx(1)
+    large = replace(NETWORK, resolution=512, stages=(Stage(block="conv_norm", channels=256),))
+    share = cost(large).macs / 5e7  # of what is timed of it, at a lower resolution
+    assert training.pace(large, RECIPE, precision="float32").train_seconds >= share
 
 
 def test_expected_seconds_add_up_what_each_network_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

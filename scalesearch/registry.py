@@ -1,0 +1,80 @@
+"""What is found by its name: the modules of a package of ours, and what others have installed as entry points.
+
+A package of somebody else's adds a block, a data set, a strategy or an executor in its pyproject.toml:
+
+    [project.entry-points."scalesearch.strategies"]
+    mine = "my_package.my_strategy:Strategy"
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+
+
+class Registry(Mapping[str, Value]):
+    """Names to what they stand for. Nothing is imported before it is asked for.
+
+    kind: the entry points are those of the group "scalesearch.<kind>".
+    builtin: what is here already.
+    package: or a package of ours, each module of which is one by its own name, with what it offers as `attribute`.
+    """
+
+    def __init__(
+        self, kind: str, builtin: Mapping[str, Value] | None = None, *, package: str = "", attribute: str = ""
+    ) -> None:
+        self.kind = kind
+        self._loaded: dict[str, Value] = dict(builtin or {})
+        self._package, self._attribute = package, attribute
+
+    @cached_property
+    def _modules(self) -> list[str]:
+        if not self._package:
+            return []
+        paths = importlib.import_module(self._package).__path__
+        return sorted(module.name for module in pkgutil.iter_modules(paths) if not module.name.startswith("_"))
+
+    @cached_property
+    def _installed(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=f"scalesearch.{self.kind}")}
+
+    def __getitem__(self, name: str) -> Value:
+        if name not in self._loaded:
+            if name in self._modules:
+                module = importlib.import_module(f"{self._package}.{name}")
+                self._loaded[name] = getattr(module, self._attribute) if self._attribute else _any(module)
+            elif name in self._installed:
+                self._loaded[name] = _load(self._installed[name])
+            else:
+                raise KeyError(name)
+        return self._loaded[name]
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (name in self._loaded or name in self._modules or name in self._installed)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys((*self._loaded, *self._modules, *self._installed)))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _any(module: Any) -> Any:
+    return module
+
+
+def _load(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except Exception as error:  # whatever somebody else's module raises when it is imported
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"{point.name!r} of {point.group} is {point.value}, which cannot be imported: {type(error).__name__}: "
+            f"{said}; mend or uninstall the package that offers it"
+        ) from error
