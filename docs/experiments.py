@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scalesearch import screen
-from scalesearch.studies import EXPERIMENTS
+from scalesearch.paper import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 INTRODUCTION = """\

@@ -2,7 +2,7 @@
 
     python docs/networks.py
 
-What it measures is what tests/test_families.py asserts. Needs the extra `timm`; takes about a minute on one core.
+What it measures is what tests/test_families.py asserts. Footprint the extra `timm`; takes about a minute on one core.
 """
 
 from __future__ import annotations

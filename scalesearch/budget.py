@@ -1,7 +1,7 @@
 """What a network may need: the right-hand sides of equation 2 of arXiv:1905.11946, FLOPS(N) <= .. and Memory(N) <= ...
 
 `Budget` is that of a search's candidates, relative to their 1x network. `Limits` are absolute, in any of `METRICS`.
-`Meter` says what a network does need; counts and bytes are computed, a latency is measured once and remembered.
+`Profiler` says what a network does need; counts and bytes are computed, a latency is measured once and remembered.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class Limits:
         """Metric to limit, of those that have one; the ones that cost least to find out come first."""
         return {name: limit for name in METRICS if (limit := getattr(self, name)) is not None}
 
-    def use(self, network: AnyNetwork, meter: Meter) -> dict[str, float]:
+    def use(self, network: AnyNetwork, meter: Profiler) -> dict[str, float]:
         """Metric to the share of its limit that `network` needs: 1 is all of it."""
         return {name: METRICS[name](network, meter) / limit for name, limit in self.given().items()}
 
-    def most(self, network: AnyNetwork, meter: Meter) -> tuple[float, str]:
+    def most(self, network: AnyNetwork, meter: Profiler) -> tuple[float, str]:
         """The largest share and its metric; as soon as one is above 1, that one: the others are not looked at."""
         largest = (0.0, "")
         for name, limit in self.given().items():
@@ -77,7 +77,7 @@ class Limits:
         return "_".join(f"{name}{written(name, limit)}" for name, limit in self.given().items())
 
 
-class Needs(NamedTuple):
+class Footprint(NamedTuple):
     """What a network needs beside its `cost.Cost`, as all tables show it.
 
     Bytes of one image's inference and of one step of training, and the latency of one image, None for a network that
@@ -89,7 +89,7 @@ class Needs(NamedTuple):
     latency_ms: float | None
 
 
-class Meter:
+class Profiler:
     """Finds out what networks need.
 
     Args:
@@ -102,10 +102,10 @@ class Meter:
         self.batch_size = batch_size
         self._path = None if workspace is None else workspace / "latency.json"
 
-    def needs(self, network: AnyNetwork) -> Needs:
+    def needs(self, network: AnyNetwork) -> Footprint:
         """What tables show. Errors: ValueError as of `memory.Memory.training_activations`."""
         timed = cost(network).macs <= _MOST_TIMED_MACS and _fits(network)
-        return Needs(
+        return Footprint(
             memory=round(METRICS["memory"](network, self)),
             training_memory=round(METRICS["training_memory"](network, self)),
             latency_ms=self.latency_ms(network) if timed else None,
@@ -176,7 +176,7 @@ def words(metric: str, value: float | None) -> str:
     return (f"{number:.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}").rstrip()
 
 
-METRICS: dict[str, Callable[[AnyNetwork, Meter], float]] = {
+METRICS: dict[str, Callable[[AnyNetwork, Profiler], float]] = {
     "macs": lambda network, _: cost(network).macs,
     "params": lambda network, _: cost(network).params,
     "memory": lambda network, _: _memory(network).inference,

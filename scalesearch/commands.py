@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scalesearch import config, export, fitting, pretrained, screen, studies, study, template, variants
-from scalesearch.budget import Meter
+from scalesearch import config, export, fidelity, fitting, paper, pretrained, screen, study, template, variants
+from scalesearch.budget import Profiler
 from scalesearch.cost import cost, stage_costs
 from scalesearch.data import load
 from scalesearch.evaluation import Evaluation, Evaluator, Outcome, mixed_precision
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _CONFIDENCE = 0.95  # of the interval that `train` gives
 
 
-def show_status(question: config.StudyQuestion, out: Screen) -> int:
+def show_status(question: config.StudyRequest, out: Screen) -> int:
     """`scalesearch status`: how far a study is."""
     directory = config.find_study(question.workspace, question.study)
     answer = study.status(question.workspace, directory)
@@ -56,7 +56,7 @@ def show_status(question: config.StudyQuestion, out: Screen) -> int:
     return DONE
 
 
-def show_report(question: config.StudyQuestion, out: Screen) -> int:
+def show_report(question: config.StudyRequest, out: Screen) -> int:
     """`scalesearch report`: what a finished study says, and what it did not measure."""
     from scalesearch import report  # pandas and scipy: other commands do without
 
@@ -69,7 +69,7 @@ def show_report(question: config.StudyQuestion, out: Screen) -> int:
     return DONE
 
 
-def show_variants(question: config.VariantsQuestion, out: Screen) -> int:
+def show_variants(question: config.VariantsRequest, out: Screen) -> int:
     """`scalesearch variants`: the family for coefficients, given or of a study, as table and YAML files."""
     asked = _asked(question)
     baseline, coefficients, rounding, directory = asked.baseline, asked.coefficients, asked.rounding, asked.directory
@@ -98,12 +98,12 @@ class _Asked(NamedTuple):
     rounding: Rounding
     coefficients: Coefficients
     directory: Path
-    meter: Meter
+    meter: Profiler
     family: list[variants.Variant]
     fit: fitting.Fit | None
 
 
-def _asked(question: config.VariantsQuestion) -> _Asked:
+def _asked(question: config.VariantsRequest) -> _Asked:
     baseline, rounding, coefficients = question.baseline, question.rounding, question.coefficients
     directory, batch_size = question.workspace / "variants", question.batch_size
     if coefficients is None:
@@ -111,7 +111,7 @@ def _asked(question: config.VariantsQuestion) -> _Asked:
         baseline, rounding, coefficients = study.chosen(found)
         directory = found / "variants"
         batch_size = batch_size or study.batch_size(found)
-    meter = Meter(batch_size=batch_size or config.BATCH_SIZE, workspace=question.workspace)
+    meter = Profiler(batch_size=batch_size or config.BATCH_SIZE, workspace=question.workspace)
     if not question.limits.given():
         family, fit = variants.family(baseline, coefficients, question.phis, rounding=rounding), None
     else:
@@ -122,12 +122,12 @@ def _asked(question: config.VariantsQuestion) -> _Asked:
     return _Asked(baseline, rounding, coefficients, directory, meter, family, fit)
 
 
-def show_cost(question: config.CostQuestion, out: Screen) -> int:
+def show_cost(question: config.CostRequest, out: Screen) -> int:
     """`scalesearch cost`: a network's cost by stage."""
     network = resize(question.baseline, depth=question.depth, width=question.width, rounding=question.rounding)
     if question.resolution is not None:
         network = replace(network, resolution=question.resolution)
-    total, needs = cost(network), Meter(batch_size=question.batch_size).needs(network)
+    total, needs = cost(network), Profiler(batch_size=question.batch_size).needs(network)
     places = {place.row: place for place in network.places()} if isinstance(network, Network) else {}
     answer = {
         "name": network.name,
@@ -159,7 +159,7 @@ def show_cost(question: config.CostQuestion, out: Screen) -> int:
     return DONE
 
 
-def train_network(question: config.TrainQuestion, out: Screen) -> int:
+def train_network(question: config.TrainRequest, out: Screen) -> int:
     """`scalesearch train`: one network with every seed, kept in the ledger and taken from there as by `run`.
 
     A seed is one process on one device; several devices train several seeds, never one network together.
@@ -213,7 +213,7 @@ def train_network(question: config.TrainQuestion, out: Screen) -> int:
     return DONE if not failed else SOME_FAILED if finished else ALL_FAILED
 
 
-def export_networks(question: config.ExportQuestion, out: Screen) -> int:
+def export_networks(question: config.ExportRequest, out: Screen) -> int:
     """`scalesearch export`: networks with their weights as files, each checked against the network itself."""
     trained, initial = None, None
     if question.candidate is not None:
@@ -265,7 +265,7 @@ def export_networks(question: config.ExportQuestion, out: Screen) -> int:
     return DONE
 
 
-def write_template(question: config.InitQuestion, out: Screen) -> int:
+def write_template(question: config.InitRequest, out: Screen) -> int:
     """`scalesearch init`: files of a network of one's own, to be changed."""
     name, files = question.name, template.write(question.name, question.directory)
     out.say("\n".join(f"written: {path}" for path in files))
@@ -275,7 +275,7 @@ def write_template(question: config.InitQuestion, out: Screen) -> int:
     return DONE
 
 
-def show_ui(question: config.StudyQuestion, out: Screen) -> int:
+def show_ui(question: config.StudyRequest, out: Screen) -> int:
     """`scalesearch ui`: MLflow's interface on 127.0.0.1, until it is stopped."""
     return serve(
         workspace=question.workspace,
@@ -286,7 +286,7 @@ def show_ui(question: config.StudyQuestion, out: Screen) -> int:
     )
 
 
-def show_sync(question: config.StudyQuestion, out: Screen) -> int:
+def show_sync(question: config.StudyRequest, out: Screen) -> int:
     """`scalesearch sync`: what has not arrived in MLflow is sent."""
     directory = config.find_study(question.workspace, question.study)
     sent = sync(
@@ -304,8 +304,8 @@ def reproduce(composed: DictConfig, as_json: bool) -> int:
     """`scalesearch reproduce NAME`; fidelity, which is about a study, has a configuration of its own."""
     out = Screen(as_json=as_json)
     if "against" in composed:
-        return studies.fidelity(config.load_fidelity(composed), out)
-    return studies.carry_out(config.load_reproduce(composed, studies.EXPERIMENTS), out)
+        return fidelity.fidelity(config.load_fidelity(composed), out)
+    return paper.carry_out(config.load_reproduce(composed, paper.EXPERIMENTS), out)
 
 
 def _command(

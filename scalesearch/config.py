@@ -1,7 +1,7 @@
-"""Hydra in, one frozen `Experiment` out: nothing below this file sees a DictConfig.
+"""Hydra in, one frozen `StudySettings` out: nothing below this file sees a DictConfig.
 
 Every value is checked here or by the value class that it goes into; what is not known is refused with the nearest
-known name. Making an `Experiment` reads no image, opens no database and starts no process.
+known name. Making an `StudySettings` reads no image, opens no database and starts no process.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Tracking:
 
 
 @dataclass(frozen=True)
-class Experiment:
+class StudySettings:
     """All that a search is made of. `executor` are the keyword arguments of `EXECUTORS[executor_name]`."""
 
     study: str
@@ -135,7 +135,7 @@ class Experiment:
 _GROUPS = ("baseline", "proxy", "rounding", "budget", "grid", "search", "recipe", "data", "executor", "tracking")
 
 
-def load_experiment(composed: DictConfig) -> Experiment:
+def load_experiment(composed: DictConfig) -> StudySettings:
     """The checked experiment of `run`, `plan` and `retry`.
 
     Errors: ValueError, one message: the key, what it is, what it must be.
@@ -146,7 +146,7 @@ def load_experiment(composed: DictConfig) -> Experiment:
     seeds = _number(recipe.pop("seeds", None), "recipe.seeds", int, 1, 1000)
     executor_name, executor = _executor(_mapping(values, "executor"))
     budget, limits = _budget(_mapping(values, "budget"))
-    experiment = Experiment(
+    experiment = StudySettings(
         study="",
         workspace=_workspace(values),
         baseline=load_baseline(values),
@@ -208,7 +208,7 @@ def load_baseline(values: Mapping[str, Any], *, composed: bool = True) -> AnyNet
 
 
 @dataclass(frozen=True)
-class CostQuestion:
+class CostRequest:
     """What `cost` asks: the baseline with depth and width multiplied and, if given, another resolution in px."""
 
     baseline: AnyNetwork
@@ -219,10 +219,10 @@ class CostQuestion:
     batch_size: int
 
 
-def load_cost(composed: DictConfig) -> CostQuestion:
+def load_cost(composed: DictConfig) -> CostRequest:
     """The checked question of `cost`."""
     values = _plain(composed, ("baseline", "rounding", "depth", "width", "resolution", "batch_size"))
-    return CostQuestion(
+    return CostRequest(
         baseline=load_baseline(values),
         rounding=_section(Rounding, values, "rounding"),
         depth=_number(values["depth"], "depth", float, 0.01, 100),
@@ -233,7 +233,7 @@ def load_cost(composed: DictConfig) -> CostQuestion:
 
 
 @dataclass(frozen=True)
-class TrainQuestion:
+class TrainRequest:
     """What `train` asks: `network` is the baseline fitted to the data, as a proxy if asked, and scaled."""
 
     baseline: AnyNetwork
@@ -249,7 +249,7 @@ class TrainQuestion:
     workspace: Path
 
 
-def load_train(composed: DictConfig) -> TrainQuestion:
+def load_train(composed: DictConfig) -> TrainRequest:
     """The checked question of `train`."""
     groups = ("baseline", "proxy", "rounding", "recipe", "data", "executor")
     own = ("depth", "width", "resolution", "init", "test", "retry", "workspace")
@@ -270,7 +270,7 @@ def load_train(composed: DictConfig) -> TrainQuestion:
     recipe = dict(_mapping(values, "recipe"))
     seeds = _number(recipe.pop("seeds", None), "recipe.seeds", int, 1, 1000)
     executor_name, executor = _executor(_mapping(values, "executor"))
-    return TrainQuestion(
+    return TrainRequest(
         baseline=baseline,
         network=network,
         recipe=_section(Recipe, {"recipe": recipe}, "recipe"),
@@ -286,7 +286,7 @@ def load_train(composed: DictConfig) -> TrainQuestion:
 
 
 @dataclass(frozen=True)
-class VariantsQuestion:
+class VariantsRequest:
     """What `variants` asks: the family at `phis`, or where there are limits the network that meets them.
 
     coefficients: given or the paper's; None are those of the study, as are baseline and rounding then.
@@ -309,7 +309,7 @@ PAPERS = Coefficients(1.2, 1.1, 1.15)  # found for EfficientNet-B0 on ImageNet: 
 BATCH_SIZE = 64  # of the step that training_memory is of, where no recipe says; that of recipe=default
 
 
-def load_variants(composed: DictConfig, *, phis: tuple[float, ...] = (1, 2, 3)) -> VariantsQuestion:
+def load_variants(composed: DictConfig, *, phis: tuple[float, ...] = (1, 2, 3)) -> VariantsRequest:
     """The checked question of `variants`; `phis` are those of a question that gives neither phis nor limits."""
     keys = ("baseline", "rounding", "study", "workspace", "coefficients", "phis", "budget", "batch_size")
     values = _plain(composed, keys)
@@ -325,7 +325,7 @@ def load_variants(composed: DictConfig, *, phis: tuple[float, ...] = (1, 2, 3)) 
             "give one of them"
         )
     coefficients = _section(Coefficients, {"coefficients": given}, "coefficients") if given else PAPERS
-    return VariantsQuestion(
+    return VariantsRequest(
         baseline=load_baseline(values),
         rounding=_section(Rounding, values, "rounding"),
         coefficients=None if study else coefficients,
@@ -338,13 +338,13 @@ def load_variants(composed: DictConfig, *, phis: tuple[float, ...] = (1, 2, 3)) 
 
 
 @dataclass(frozen=True)
-class ExportQuestion:
+class ExportRequest:
     """What `export` asks: the networks of `variants`, or a candidate that its study has trained, as files.
 
     The weights of a variant are those of the file `weights`, start from `init`, or are drawn from `seed`.
     """
 
-    variants: VariantsQuestion
+    variants: VariantsRequest
     candidate: str | None
     weights: Path | None
     init: str | None
@@ -356,7 +356,7 @@ class ExportQuestion:
 _OF_EXPORT = ("candidate", "weights", "init", "seed", "formats", "directory")
 
 
-def load_export(composed: DictConfig) -> ExportQuestion:
+def load_export(composed: DictConfig) -> ExportRequest:
     """The checked question of `export`, which has the keys of `variants` and its own."""
     own, others = ([str(key) for key in composed if (key in _OF_EXPORT) is mine] for mine in (True, False))
     values = _plain(OmegaConf.masked_copy(composed, own), _OF_EXPORT)
@@ -377,7 +377,7 @@ def load_export(composed: DictConfig) -> ExportQuestion:
     formats = values["formats"]
     if not isinstance(formats, list) or not all(isinstance(name, str) for name in formats):
         raise ValueError(f"formats is {formats!r}; it must be a list, such as formats=[yaml,onnx,torch]")
-    return ExportQuestion(
+    return ExportRequest(
         variants=question,
         candidate=values["candidate"],
         weights=None if values["weights"] is None else Path(values["weights"]).expanduser(),
@@ -389,14 +389,14 @@ def load_export(composed: DictConfig) -> ExportQuestion:
 
 
 @dataclass(frozen=True)
-class InitQuestion:
+class InitRequest:
     """What `init` asks: the name of the new network, and where its folder is made."""
 
     name: str
     directory: Path
 
 
-def load_init(composed: DictConfig) -> InitQuestion:
+def load_init(composed: DictConfig) -> InitRequest:
     """The checked question of `init`."""
     if OmegaConf.is_missing(composed, "name"):
         raise ValueError("a name is missing, such as: scalesearch init my_net")
@@ -410,11 +410,11 @@ def load_init(composed: DictConfig) -> InitQuestion:
             raise ValueError(
                 f"name is {name!r}, but there is a baseline {taken!r} already, which would be taken instead"
             )
-    return InitQuestion(name=name, directory=_directory(values, "directory"))
+    return InitRequest(name=name, directory=_directory(values, "directory"))
 
 
 @dataclass(frozen=True)
-class FidelityQuestion:
+class FidelityRequest:
     """What `reproduce fidelity` asks, of a study (None: the only one) of a workspace.
 
     against: what proxies are judged against, a key of `AGAINST`, made dearer by `factor`.
@@ -439,7 +439,7 @@ class FidelityQuestion:
 AGAINST = {"epochs": 4.0, "phi": 2.0, "proxy": 1.5}  # dearer references of a proxy, each with its usual factor
 
 
-def load_fidelity(composed: DictConfig) -> FidelityQuestion:
+def load_fidelity(composed: DictConfig) -> FidelityRequest:
     """The checked question of `reproduce fidelity`."""
     own = ("study", "workspace", "against", "factor", "candidates", "seeds", "dry_run", "retry", "executor")
     values = _plain(composed, own, optional=("baseline",))
@@ -448,7 +448,7 @@ def load_fidelity(composed: DictConfig) -> FidelityQuestion:
         raise ValueError(f"against is {against!r}{_nearest(str(against), AGAINST)}")
     factor = AGAINST[against] if values["factor"] is None else values["factor"]
     executor_name, executor = _executor(_mapping(values, "executor"))
-    return FidelityQuestion(
+    return FidelityRequest(
         study=_study_name(values["study"]) if values["study"] else None,
         workspace=_workspace(values),
         against=against,
@@ -464,8 +464,8 @@ def load_fidelity(composed: DictConfig) -> FidelityQuestion:
 
 
 @dataclass(frozen=True)
-class ReproduceQuestion:
-    """What `reproduce NAME` asks: an experiment, of those that `studies` knows, with its options.
+class ReproduceRequest:
+    """What `reproduce NAME` asks: an experiment, of those that `paper` knows, with its options.
 
     baselines: as they are trained, fitted to the data and as proxies if asked; `rounding` is that of their scaling.
     data, recipe: None where nothing is trained; target: the data that `transfer` tunes on.
@@ -493,7 +493,7 @@ class ReproduceQuestion:
 _OF_REPRODUCE = ("proxy", "rounding", "executor", "experiment", "workspace", "init", "test", "dry_run", "retry")
 
 
-def load_reproduce(composed: DictConfig, known: Mapping[str, Any]) -> ReproduceQuestion:
+def load_reproduce(composed: DictConfig, known: Mapping[str, Any]) -> ReproduceRequest:
     """The checked question of `reproduce`; `known` are the classes of the experiments that there are."""
     groups = ("baseline", "baselines", "data", "target", "recipe")
     values = _plain(composed, _OF_REPRODUCE, optional=groups)
@@ -526,7 +526,7 @@ def load_reproduce(composed: DictConfig, known: Mapping[str, Any]) -> ReproduceQ
     executor_name, executor = _executor(_mapping(values, "executor"))
     called, words = HydraConfig.get().runtime.choices["experiments"], HydraConfig.get().overrides.task
     silent = ("experiments=", "workspace=", "dry_run=", "retry=", "executor.")
-    return ReproduceQuestion(
+    return ReproduceRequest(
         name=str(called),
         experiment=_experiment(options, known[name], _workspace(values)),
         baselines=baselines,
@@ -593,7 +593,7 @@ def _function(values: Mapping[str, Any]) -> str | None:
 
 
 @dataclass(frozen=True)
-class StudyQuestion:
+class StudyRequest:
     """What `status`, `report`, `ui` and `sync` ask: a study (None: the only one, or all) of a workspace, where it is
     tracked, the port."""
 
@@ -604,10 +604,10 @@ class StudyQuestion:
     rebuild: bool
 
 
-def load_study(composed: DictConfig) -> StudyQuestion:
+def load_study(composed: DictConfig) -> StudyRequest:
     """The checked question of `status`, `report`, `ui` and `sync`."""
     values = _plain(composed, ("study", "workspace"), optional=("tracking", "port", "rebuild"))
-    return StudyQuestion(
+    return StudyRequest(
         study=_study_name(values["study"]) if values.get("study") else None,
         workspace=_workspace(values),
         tracking=_section(Tracking, values, "tracking") if "tracking" in values else Tracking("mlflow"),
@@ -621,7 +621,7 @@ def study_directory(workspace: Path, study: str) -> Path:
     return workspace / "studies" / study
 
 
-def load_settings(directory: Path) -> Experiment:
+def load_settings(directory: Path) -> StudySettings:
     """The experiment of a study that exists. A function that its settings name is not imported (`model.trust`)."""
     settings = from_yaml(directory / "settings.yaml")
     load_baseline(settings, composed=False)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
-from scalesearch.budget import Limits, Meter
+from scalesearch.budget import Limits, Profiler
 from scalesearch.cost import cost
 from scalesearch.model import BLOCKS
 from scalesearch.network import MAX_CHANNELS, MAX_REPEATS, MAX_RESOLUTION, AnyNetwork, Factory, Network, Stage, where
@@ -43,7 +43,7 @@ class Fit:
         return self.use[self.binding]
 
 
-def fit(network: AnyNetwork, coefficients: Coefficients, limits: Limits, *, rounding: Rounding, meter: Meter) -> Fit:
+def fit(network: AnyNetwork, coefficients: Coefficients, limits: Limits, *, rounding: Rounding, meter: Profiler) -> Fit:
     """The variant at the largest phi whose rounded network meets all `limits`, trimmed where it leaves room.
 
     Rounded cost is a step function of phi, and may step down: the answer is sought from the first phi too large on up

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from scalesearch import pretrained, screen, search, study, variants
-from scalesearch.budget import Meter
-from scalesearch.config import Experiment
+from scalesearch.budget import Profiler
+from scalesearch.config import StudySettings
 from scalesearch.cost import cost
 from scalesearch.data import Data, load
 from scalesearch.evaluation import Evaluation, Evaluator, Work, mixed_precision
@@ -19,7 +19,7 @@ from scalesearch.executor import EXECUTORS
 from scalesearch.ledger import Ledger, lock_study
 from scalesearch.network import AnyNetwork
 from scalesearch.screen import Screen
-from scalesearch.search import BASELINE, Plan, Stopped, Trained
+from scalesearch.search import BASELINE, Plan, Stopped, TrialResult
 from scalesearch.tracking import StudyLog, Tracker
 
 DONE, SOME_FAILED, ALL_FAILED = 0, 3, 4
@@ -29,7 +29,7 @@ class Infeasible(Exception):  # noqa: N818 - an answer: no network meets the con
     """No candidate meets both constraints; the message names the nearest points."""
 
 
-def search_and_scale(experiment: Experiment, out: Screen, *, retry: bool = False) -> int:
+def search_and_scale(experiment: StudySettings, out: Screen, *, retry: bool = False) -> int:
     """`scalesearch run`: the exit code of a whole study, carried out or gone on with."""
     from scalesearch import report  # pandas and scipy: `plan` and `cost` do without
     from scalesearch.selection import select
@@ -63,7 +63,7 @@ def search_and_scale(experiment: Experiment, out: Screen, *, retry: bool = False
             out.say(screen.summary(plan, experiment))
 
             # Step 1: fix phi = 1 and search alpha, beta, gamma on a small grid, by training candidates.
-            trained: list[Trained] = []
+            trained: list[TrialResult] = []
             stopped: dict[str, str] = {}
             with out.progress(total=_num_evaluations(plan, experiment), slots=evaluator.slots) as progress:
                 for one in search.carry_out(
@@ -125,7 +125,7 @@ def search_and_scale(experiment: Experiment, out: Screen, *, retry: bool = False
     return SOME_FAILED if answer["evaluations"]["failed"] else DONE
 
 
-def show_plan(experiment: Experiment, out: Screen) -> int:
+def show_plan(experiment: StudySettings, out: Screen) -> int:
     """`scalesearch plan`: what `run` would do, with the time that it is expected to take; nothing is trained."""
     plan, _ = _plan(experiment)
     evaluations = _num_evaluations(plan, experiment) if plan.candidates else 0
@@ -200,9 +200,9 @@ def test_accuracy(evaluator: Evaluator, finished: Sequence[Evaluation]) -> dict[
     }
 
 
-def _plan(experiment: Experiment) -> tuple[Plan, Meter]:
+def _plan(experiment: StudySettings) -> tuple[Plan, Profiler]:
     """The plan with what its networks need: measured now, before workers make the machine busy."""
-    meter = Meter(batch_size=experiment.recipe.batch_size, workspace=experiment.workspace)
+    meter = Profiler(batch_size=experiment.recipe.batch_size, workspace=experiment.workspace)
     real = search.Real(experiment.baseline, experiment.rounding, experiment.limits, meter)
     network, rounding = experiment.proxy_network
     plan = search.candidates(
@@ -211,7 +211,7 @@ def _plan(experiment: Experiment) -> tuple[Plan, Meter]:
     return (search.measured(plan, meter) if plan.candidates else plan), meter
 
 
-def _refuse_infeasible(plan: Plan, experiment: Experiment) -> None:
+def _refuse_infeasible(plan: Plan, experiment: StudySettings) -> None:
     if plan.candidates:
         return
     if plan.excess:
@@ -241,12 +241,12 @@ def _refuse_unmeasured(plan: Plan, metric: str) -> None:
         )
 
 
-def _num_evaluations(plan: Plan, experiment: Experiment) -> int:
+def _num_evaluations(plan: Plan, experiment: StudySettings) -> int:
     """About how many trainings there will be, the 1x network's among them."""
     return experiment.seeds + sum(number for number, _ in study.expected(plan, experiment))
 
 
-def _expected_seconds(plan: Plan, experiment: Experiment) -> float:
+def _expected_seconds(plan: Plan, experiment: StudySettings) -> float:
     """Seconds of the whole search, from timing its networks in workers as it would train them."""
     sizes, recipe = experiment.description, experiment.recipe
     whole = sum(number * share for number, share in study.expected(plan, experiment)) / len(plan.candidates)
@@ -262,7 +262,7 @@ _STARTS = 12.0
 _CPU_SECONDS_TO_IMPORT = time.process_time()  # how fast this machine is at it
 
 
-def _opened(experiment: Experiment, plan: Plan, data: Data, init: str | None) -> StudyLog:
+def _opened(experiment: StudySettings, plan: Plan, data: Data, init: str | None) -> StudyLog:
     """The study's directory, made or found to be that of the same search, and what MLflow is told of it."""
     study.open_study(experiment, plan, data, init)
     tracker = Tracker(
@@ -294,23 +294,23 @@ def _opened(experiment: Experiment, plan: Plan, data: Data, init: str | None) ->
     )
 
 
-def _finished(trained: Sequence[Trained], name: str) -> list[Evaluation]:
+def _finished(trained: Sequence[TrialResult], name: str) -> list[Evaluation]:
     """The finished evaluations of a candidate, by seed: in which order they came must not matter."""
     finished = [t.outcome.evaluation for t in trained if t.candidate.id == name and t.outcome.result is not None]
     return sorted(finished, key=lambda evaluation: evaluation.seed)
 
 
-def _contenders(trained: Sequence[Trained], stopped: Mapping[str, str]) -> list[str]:
+def _contenders(trained: Sequence[TrialResult], stopped: Mapping[str, str]) -> list[str]:
     """The candidates that may be chosen."""
     return sorted({one.candidate.id for one in trained} - {BASELINE} - stopped.keys())
 
 
-def _any_finished(trained: Sequence[Trained], stopped: Mapping[str, str]) -> bool:
+def _any_finished(trained: Sequence[TrialResult], stopped: Mapping[str, str]) -> bool:
     contenders = _contenders(trained, stopped)
     return any(one.outcome.result is not None for one in trained if one.candidate.id in contenders)
 
 
-def _all_failed(trained: Sequence[Trained]) -> str:
+def _all_failed(trained: Sequence[TrialResult]) -> str:
     reasons = [one.outcome.reason for one in trained if one.outcome.result is None]
     return (
         f"every candidate failed ({len(reasons)} evaluations); the first: {reasons[0]}. "

@@ -19,15 +19,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from scalesearch.budget import Limits, Needs, words, written
-from scalesearch.config import Experiment
+from scalesearch.budget import Footprint, Limits, words, written
+from scalesearch.config import StudySettings
 from scalesearch.cost import Cost
 from scalesearch.data import Description
 from scalesearch.evaluation import Outcome
 from scalesearch.fitting import ENOUGH, Fit
 from scalesearch.network import AnyNetwork, Factory
 from scalesearch.scaling import Coefficients, Rounding, uneven_channels
-from scalesearch.search import BASELINE, Candidate, Plan, Stopped, Trained
+from scalesearch.search import BASELINE, Candidate, Plan, Stopped, TrialResult
 
 if TYPE_CHECKING:
     from scalesearch.selection import Choice
@@ -105,7 +105,7 @@ class Progress:
         self._started = time.monotonic()
         self.on_line: Callable[[str], None] | None = None
 
-    def update(self, trained: Sequence[Trained]) -> None:
+    def update(self, trained: Sequence[TrialResult]) -> None:
         """Count what has come back so far; the last one is the newest."""
         self._failed = sum(one.outcome.result is None for one in trained)
         self._reused = sum(one.outcome.reused and one.outcome.result is not None for one in trained)
@@ -162,7 +162,7 @@ class Progress:
         return table
 
 
-def summary(plan: Plan, experiment: Experiment) -> str:
+def summary(plan: Plan, experiment: StudySettings) -> str:
     """What is searched, what each rule dropped from the grid, and how many networks are left."""
     triples = sum(len(candidate.triples) for candidate in plan.candidates)
     budget, grid = experiment.budget, experiment.grid
@@ -199,7 +199,7 @@ def show_candidates(screen: Screen, plan: Plan) -> None:
     screen.table("What they need", rows, {"candidate": "network"} | _NEED_COLUMNS)
 
 
-def show_answer(screen: Screen, experiment: Experiment, answer: Mapping[str, Any], choice: Choice) -> None:
+def show_answer(screen: Screen, experiment: StudySettings, answer: Mapping[str, Any], choice: Choice) -> None:
     """The table of candidates, the choice, its ties, test accuracies, the family, and where things are."""
     confidence = f"{100 * experiment.search.confidence:g} %"
     ranked = choice.candidates.sort_values("val_accuracy_mean", ascending=False)
@@ -365,7 +365,7 @@ def unmet_words(fit: Fit, limits: Limits) -> str:
     )
 
 
-def excess_words(plan: Plan, experiment: Experiment) -> str:
+def excess_words(plan: Plan, experiment: StudySettings) -> str:
     """That the limits leave no candidate, with the triples that came nearest."""
     nearest = "; ".join(
         f"{share:.3g} x budget.{metric} (alpha={c.alpha:g}, beta={c.beta:g}, gamma={c.gamma:g})"
@@ -536,7 +536,7 @@ def _candidate_row(candidate: Candidate) -> dict[str, str]:
 
 def _needs_words(row: Row) -> dict[str, str]:
     """The needs in a row of a table, as far as it has them."""
-    return {name: words(name, row[name]) for name in Needs._fields if name in row}
+    return {name: words(name, row[name]) for name in Footprint._fields if name in row}
 
 
 def _percent(value: float) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from scalesearch.search import BASELINE, Candidate, Trained
+from scalesearch.search import BASELINE, Candidate, TrialResult
 
 Correct = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -196,7 +196,7 @@ class CostEffect(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-def trials_table(trained: Sequence[Trained]) -> pd.DataFrame:
+def trials_table(trained: Sequence[TrialResult]) -> pd.DataFrame:
     """A row an evaluation, ordered by candidate and seed; accuracies are fractions, NaN where it failed."""
     rows = []
     for candidate, outcome in sorted(trained, key=_place):
@@ -218,7 +218,7 @@ def trials_table(trained: Sequence[Trained]) -> pd.DataFrame:
 
 
 def select(
-    trained: Sequence[Trained],
+    trained: Sequence[TrialResult],
     *,
     confidence: float,
     rule: str = "best",
@@ -379,7 +379,7 @@ def interval(accuracies: Sequence[float], *, confidence: float) -> tuple[float, 
     return mean, mean - reach, mean + reach
 
 
-def _place(trained: Trained) -> tuple[str, int]:
+def _place(trained: TrialResult) -> tuple[str, int]:
     return trained.candidate.id, trained.outcome.evaluation.seed
 
 

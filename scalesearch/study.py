@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scalesearch import config, fitting, search, variants
-from scalesearch.budget import Limits, Needs
-from scalesearch.config import Experiment
+from scalesearch.budget import Footprint, Limits
+from scalesearch.config import StudySettings
 from scalesearch.data import Data, load
 from scalesearch.evaluation import Evaluation, Outcome
 from scalesearch.ledger import Ledger, is_locked, write_atomic
 from scalesearch.network import AnyNetwork, from_table
 from scalesearch.scaling import Coefficients, Rounding, scale
-from scalesearch.search import BASELINE, Candidate, Plan, Trained, problem
+from scalesearch.search import BASELINE, Candidate, Plan, TrialResult, problem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from scalesearch.selection import Choice
 
 
-def open_study(experiment: Experiment, plan: Plan, data: Data, init: str | None) -> None:
+def open_study(experiment: StudySettings, plan: Plan, data: Data, init: str | None) -> None:
     """Make the study's directory, or see that the one that is there belongs to the same search."""
     path = experiment.directory / "settings.yaml"
     if path.exists():
@@ -48,13 +48,13 @@ def open_study(experiment: Experiment, plan: Plan, data: Data, init: str | None)
     _write_asked(experiment, rows, number)
 
 
-def expected(plan: Plan, experiment: Experiment) -> list[tuple[int, float]]:
+def expected(plan: Plan, experiment: StudySettings) -> list[tuple[int, float]]:
     """(trainings, share of the recipe's epochs) of candidates: about what the strategy will ask for."""
     return experiment.search.strategy.expected(problem(plan, experiment.seeds))
 
 
 def possible(
-    plan: Plan, experiment: Experiment, data: Data, init: str | None
+    plan: Plan, experiment: StudySettings, data: Data, init: str | None
 ) -> Iterator[tuple[Candidate, Evaluation]]:
     """Every evaluation that a study may come to ask for; `init` is the digest of the initial weights."""
     return search.possible(
@@ -67,7 +67,7 @@ def possible(
     )
 
 
-def record_asked(experiment: Experiment, one: Trained) -> None:
+def record_asked(experiment: StudySettings, one: TrialResult) -> None:
     """Keep which evaluations a study has come to, for `status` and for whoever looks for its weights."""
     path = experiment.directory / "evaluations.json"
     rows, row = _asked(path), _asked_row(experiment, one.candidate, one.outcome.evaluation)
@@ -75,7 +75,7 @@ def record_asked(experiment: Experiment, one: Trained) -> None:
         _write_asked(experiment, [*rows, row], json.loads(path.read_bytes())["expected"])
 
 
-def _asked_row(experiment: Experiment, candidate: Candidate, evaluation: Evaluation) -> dict[str, Any]:
+def _asked_row(experiment: StudySettings, candidate: Candidate, evaluation: Evaluation) -> dict[str, Any]:
     row = {"candidate": candidate.id, "seed": evaluation.seed, "key": evaluation.key}
     whole = evaluation.recipe == experiment.recipe
     return row if whole else row | {"epochs": evaluation.recipe.epochs}  # a complete shorter schedule
@@ -85,7 +85,7 @@ def _asked(path: Path) -> list[dict[str, Any]]:
     return _planned(path) if path.exists() else []
 
 
-def _write_asked(experiment: Experiment, rows: Sequence[Mapping[str, Any]], expected: int) -> None:
+def _write_asked(experiment: StudySettings, rows: Sequence[Mapping[str, Any]], expected: int) -> None:
     asked = {"expected": expected, "evaluations": list(rows)}
     write_atomic(experiment.directory / "evaluations.json", json.dumps(asked, indent=1).encode())
 
@@ -152,7 +152,7 @@ def counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
     return {"trained": len(outcomes) - failed - reused, "reused": reused, "failed": failed}
 
 
-def write_trials(experiment: Experiment, trained: Sequence[Trained], stopped: Mapping[str, str]) -> None:
+def write_trials(experiment: StudySettings, trained: Sequence[TrialResult], stopped: Mapping[str, str]) -> None:
     """Write trials.csv, a row an evaluation, and which candidates were stopped and why; the search is at its end."""
     from scalesearch.selection import trials_table
 
@@ -166,8 +166,8 @@ def write_trials(experiment: Experiment, trained: Sequence[Trained], stopped: Ma
 
 
 def write_answer(
-    experiment: Experiment,
-    trained: Sequence[Trained],
+    experiment: StudySettings,
+    trained: Sequence[TrialResult],
     stopped: Mapping[str, str],
     choice: Choice,
     chosen: Candidate,
@@ -238,7 +238,7 @@ def write_answer(
         "test_accuracy": {"chosen": test[chosen.id], "baseline": test[BASELINE]},
         "baseline": {
             **{key: rows[BASELINE][key] for key in ("macs", "params", "activations", "depth", "resolution")},
-            **{key: _finite(rows[BASELINE][key]) for key in Needs._fields},
+            **{key: _finite(rows[BASELINE][key]) for key in Footprint._fields},
             **scores(BASELINE),
         },
         "stopped": dict(sorted(stopped.items())),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from scalesearch.budget import Meter, Needs
+from scalesearch.budget import Footprint, Profiler
 from scalesearch.cost import Cost, cost
 from scalesearch.ledger import write_atomic
 from scalesearch.network import AnyNetwork
@@ -35,7 +35,7 @@ class Variant:
     cost: Cost
     macs_ratio: float
     moves: tuple[Move, ...] = ()
-    needs: Needs | None = None
+    needs: Footprint | None = None
 
 
 def family(
@@ -59,7 +59,7 @@ def family(
     return variants
 
 
-def measured(variants: Sequence[Variant], meter: Meter) -> list[Variant]:
+def measured(variants: Sequence[Variant], meter: Profiler) -> list[Variant]:
     """The variants with what each needs in memory and time."""
     return [replace(variant, needs=meter.needs(variant.network)) for variant in variants]
 

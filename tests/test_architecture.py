@@ -39,7 +39,7 @@ ROOMS = (
     ),
     "budget",
     *("executor", "evaluation", "search", "selection", "variants", "fitting", "export", "template", "tracking"),
-    *("figures", "config", "study", "report", "screen", "run", "studies", "commands", "cli"),
+    *("figures", "config", "study", "report", "screen", "run", "fidelity", "paper", "commands", "cli"),
 )
 DOORS = {
     "optuna": {"search"},
@@ -55,7 +55,7 @@ DOORS = {
     "torchvision": {"pretrained"},
     "timm": {"pretrained", "export"},
     "onnxruntime": {"export"},
-    "captum": {"studies"},
+    "captum": {"paper"},
     "safetensors": {"data", "pretrained", "training", "export", "tracking"},
 }
 UNPICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

@@ -12,7 +12,7 @@ from conftest import CONF, case
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalesearch.budget import METRICS, Budget, Limits, Meter, Needs, parse, words, written
+from scalesearch.budget import METRICS, Budget, Footprint, Limits, Profiler, parse, words, written
 from scalesearch.cli import main
 from scalesearch.cost import cost
 from scalesearch.memory import memory
@@ -120,19 +120,19 @@ def test_people_read_three_digits() -> None:
 
 
 def test_each_metric_is_what_its_module_says(tmp_path: Path) -> None:
-    meter = Meter(batch_size=8, workspace=tmp_path)
+    meter = Profiler(batch_size=8, workspace=tmp_path)
     values = {name: metric(TINY, meter) for name, metric in METRICS.items()}
     assert values["macs"] == cost(TINY).macs
     assert values["params"] == cost(TINY).params
     assert values["memory"] == memory(TINY, threads=1).inference
     assert values["training_memory"] == memory(TINY, batch_size=8, threads=1).training
     assert values["latency_ms"] == meter.latency_ms(TINY) > 0
-    assert meter.needs(TINY) == Needs(*(values[name] for name in Needs._fields))
+    assert meter.needs(TINY) == Footprint(*(values[name] for name in Footprint._fields))
     assert Limits(**values).use(TINY, meter) == dict.fromkeys(METRICS, 1.0)
 
 
 def test_the_largest_share_is_the_one_that_counts() -> None:
-    meter = Meter(batch_size=8)
+    meter = Profiler(batch_size=8)
     macs, params = cost(TINY).macs, cost(TINY).params
     assert Limits(macs=2 * macs, params=4 * params).most(TINY, meter) == (0.5, "macs")
     assert Limits(macs=4 * macs, params=2 * params).most(TINY, meter) == (0.5, "params")
@@ -140,7 +140,7 @@ def test_the_largest_share_is_the_one_that_counts() -> None:
 
 
 def test_nothing_is_timed_for_a_network_that_has_too_many_multiply_adds(tmp_path: Path) -> None:
-    meter = Meter(batch_size=8, workspace=tmp_path)
+    meter = Profiler(batch_size=8, workspace=tmp_path)
     limits = Limits(latency_ms=1e6, macs=cost(TINY).macs / 2)
     assert limits.most(TINY, meter) == (2, "macs")
     assert not (tmp_path / "latency.json").exists()
@@ -158,15 +158,15 @@ def test_limits_are_the_name_of_a_file() -> None:
 
 
 def test_a_latency_is_measured_once_for_a_workspace(tmp_path: Path) -> None:
-    first = Meter(batch_size=8, workspace=tmp_path).latency_ms(TINY)
-    assert Meter(batch_size=4, workspace=tmp_path).latency_ms(replace(TINY, name="other")) == first
+    first = Profiler(batch_size=8, workspace=tmp_path).latency_ms(TINY)
+    assert Profiler(batch_size=4, workspace=tmp_path).latency_ms(replace(TINY, name="other")) == first
     path = tmp_path / "latency.json"
     kept = json.loads(path.read_text())
     (machine,) = kept
     ((key, value),) = kept[machine].items()
     assert value == first
     path.write_text(json.dumps({machine: {key: 123.25}, "another machine": {key: 4.5}}))
-    meter = Meter(batch_size=8, workspace=tmp_path)
+    meter = Profiler(batch_size=8, workspace=tmp_path)
     assert meter.latency_ms(TINY) == 123.25
     meter.latency_ms(LARGER)
     assert json.loads(path.read_text())["another machine"] == {key: 4.5}
@@ -177,12 +177,12 @@ def test_a_damaged_file_of_latencies_is_begun_anew(tmp_path: Path) -> None:
     for content in ["", "{", "[]", "3", '{"a": 3}', '{"a": {"b": "c"}}', "\xff"]:
         with case(content):
             (tmp_path / "latency.json").write_text(content, encoding="latin-1")
-            measured = Meter(batch_size=8, workspace=tmp_path).latency_ms(TINY)
-            assert Meter(batch_size=8, workspace=tmp_path).latency_ms(TINY) == measured
+            measured = Profiler(batch_size=8, workspace=tmp_path).latency_ms(TINY)
+            assert Profiler(batch_size=8, workspace=tmp_path).latency_ms(TINY) == measured
 
 
 def test_two_commands_keep_what_both_have_measured(tmp_path: Path) -> None:
-    one, other = Meter(batch_size=8, workspace=tmp_path), Meter(batch_size=8, workspace=tmp_path)
+    one, other = Profiler(batch_size=8, workspace=tmp_path), Profiler(batch_size=8, workspace=tmp_path)
     values = [one.latency_ms(TINY), other.latency_ms(LARGER), one.latency_ms(replace(TINY, resolution=32))]
     (kept,) = json.loads((tmp_path / "latency.json").read_text()).values()
     assert list(kept.values()) == pytest.approx(values)  # the one has never read what the other measured
@@ -190,7 +190,7 @@ def test_two_commands_keep_what_both_have_measured(tmp_path: Path) -> None:
 
 def test_without_a_workspace_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    meter = Meter(batch_size=8)
+    meter = Profiler(batch_size=8)
     assert meter.latency_ms(TINY) == meter.latency_ms(TINY)
     assert list(tmp_path.iterdir()) == []
 
@@ -198,7 +198,7 @@ def test_without_a_workspace_nothing_is_written(tmp_path: Path, monkeypatch: pyt
 def test_a_network_that_is_too_large_is_not_timed_for_a_table() -> None:
     long = replace(LARGER, resolution=4096, stages=(replace(LARGER.stages[0], channels=256),))
     assert cost(long).macs > 1e11
-    needs = Meter(batch_size=1).needs(long)
+    needs = Profiler(batch_size=1).needs(long)
     assert needs.latency_ms is None
     assert needs.training_memory > needs.memory > 0
 
@@ -206,8 +206,8 @@ def test_a_network_that_is_too_large_is_not_timed_for_a_table() -> None:
 def test_a_network_that_the_machine_has_no_memory_for_is_not_built() -> None:
     huge = replace(TINY, stages=(replace(TINY.stages[0], channels=65_536, repeats=100, expand=64),))
     with pytest.raises(ValueError, match="tiny cannot be timed: it needs more than half of this machine's memory"):
-        Meter(batch_size=1).latency_ms(huge)
-    assert Meter(batch_size=1).needs(huge).latency_ms is None
+        Profiler(batch_size=1).latency_ms(huge)
+    assert Profiler(batch_size=1).needs(huge).latency_ms is None
 
 
 def test_cost_says_what_the_network_needs(
@@ -222,6 +222,6 @@ def test_cost_says_what_the_network_needs(
     assert answer["memory"] == memory(network, threads=1).inference
     assert answer["training_memory"] == memory(network, batch_size=3, threads=1).training
     assert answer["latency_ms"] > 0
-    for name in Needs._fields:
+    for name in Footprint._fields:
         assert words(name, answer[name]) in said
     assert list(tmp_path.iterdir()) == []

@@ -67,7 +67,7 @@ def test_every_refusal_is_one_sentence() -> None:
 
 def test_what_is_no_mapping_is_no_group() -> None:
     for values in (None, [1], "x", {1: 2}):
-        with case(values), pytest.raises(ValueError, match="recipe is .*; it must be a group of settings"):
+        with case(values), pytest.raises(ValueError, match=r"recipe is .*; it must be a group of settings"):
             parse(Given, values)
 
 

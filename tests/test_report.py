@@ -26,7 +26,7 @@ from scalesearch.report.facts import reference_splits
 from scalesearch.report.questions import QUESTIONS, distance, held_out, kind, steps
 from scalesearch.report.words import WORDS
 from scalesearch.scaling import Coefficients, scale
-from scalesearch.search import BASELINE, Candidate, Plan, Trained
+from scalesearch.search import BASELINE, Candidate, Plan, TrialResult
 from scalesearch.selection import Pairs, select
 from scalesearch.training import Result
 
@@ -44,7 +44,7 @@ class Made(NamedTuple):
 
     workspace: Path
     directory: Path
-    experiment: config.Experiment
+    experiment: config.StudySettings
     plan: Plan
     ledger: Ledger
 
@@ -102,7 +102,7 @@ def made(
         for seed in range((stopped or {}).get(candidate.id, seeds)):
             evaluation = study.evaluation(candidate.network, seed)
             study.record(evaluation, chance.random(IMAGES) < accuracy(candidate) + chance.normal(0, 0.002))
-            trained.append(Trained(candidate, _outcome(study, evaluation)))
+            trained.append(TrialResult(candidate, _outcome(study, evaluation)))
             rows.append({"candidate": candidate.id, "seed": seed, "key": evaluation.key})
     rule = experiment.selection
     choice = select(

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from scalesearch.budget import Budget, Limits, Meter
+from scalesearch.budget import Budget, Limits, Profiler
 from scalesearch.cli import main
-from scalesearch.config import Experiment, decisive_settings, load_experiment
+from scalesearch.config import StudySettings, decisive_settings, load_experiment
 from scalesearch.cost import cost
 from scalesearch.network import Network
 from scalesearch.scaling import Coefficients, Proxy, Rounding, scale, shrink, uneven_channels
@@ -57,7 +57,7 @@ def triples(plan: Plan) -> list[tuple[float, float, float]]:
     return [(t.alpha, t.beta, t.gamma) for candidate in plan.candidates for t in candidate.triples]
 
 
-def experiment(*overrides: str) -> Experiment:
+def experiment(*overrides: str) -> StudySettings:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return load_experiment(hydra.compose("run", [*overrides]))
 
@@ -267,7 +267,7 @@ def test_a_grid_without_an_admitted_point_has_no_candidates(
 def test_a_triple_whose_real_variant_exceeds_a_limit_is_dropped_by_its_own_rule(
     baselines: dict[str, Network], roundings: dict[str, Rounding], proxies: dict[str, Proxy]
 ) -> None:
-    base, rounding, meter = baselines["mobilenetv2"], roundings["nearest"], Meter(batch_size=16)
+    base, rounding, meter = baselines["mobilenetv2"], roundings["nearest"], Profiler(batch_size=16)
     proxy, grain = shrink(base, proxies["small"], rounding)
     free = candidates(proxy, NNI, TWICE, grain)
     needed = {triple: cost(scale(base, triple, 1, rounding=rounding)).params for triple in all_triples(free)}
@@ -292,7 +292,7 @@ def test_a_limit_that_no_variant_meets_leaves_nothing(
             proxy, grain = shrink(base, proxies["small"], roundings["nearest"])
             grid = read_grid("quick")
             free = candidates(proxy, grid, TWICE, grain)
-            real = Real(base, roundings["nearest"], Limits(**{metric: 10.0}), Meter(batch_size=16))
+            real = Real(base, roundings["nearest"], Limits(**{metric: 10.0}), Profiler(batch_size=16))
             plan = candidates(proxy, grid, TWICE, grain, real=real)
             assert plan.candidates == []
             assert plan.dropped["limits"] == len(all_triples(free)) > 0
@@ -300,7 +300,7 @@ def test_a_limit_that_no_variant_meets_leaves_nothing(
 
 
 def test_a_measured_plan_says_what_its_networks_need(default: Plan) -> None:
-    meter = Meter(batch_size=64)
+    meter = Profiler(batch_size=64)
     plan = measured(default._replace(candidates=default.candidates[:2]), meter)
     for before, after in zip((default.baseline, *default.candidates), (plan.baseline, *plan.candidates), strict=False):
         assert after.needs == meter.needs(before.network)

@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalesearch.budget import Needs
+from scalesearch.budget import Footprint
 from scalesearch.cost import Cost, cost
 from scalesearch.evaluation import Evaluation, Outcome
 from scalesearch.network import Network, Stage
 from scalesearch.scaling import Coefficients
-from scalesearch.search import BASELINE, Candidate, Trained
+from scalesearch.search import BASELINE, Candidate, TrialResult
 from scalesearch.selection import Choice, Comparison, Pairs, cost_effect, interval, select, trials_table
 from scalesearch.training import Recipe, Result
 
@@ -55,7 +55,7 @@ CANDIDATES = [candidate(f"c{index:02d}", width=8 * (9 - index)) for index in ran
 ONE_TIMES = candidate(BASELINE)
 
 
-def trained(which: Candidate, seed: int, correct: Any, *, reason: str = "") -> Trained:
+def trained(which: Candidate, seed: int, correct: Any, *, reason: str = "") -> TrialResult:
     """One evaluation that had these images right; one that failed where `reason` is given."""
     result = None
     if not reason:
@@ -68,7 +68,7 @@ def trained(which: Candidate, seed: int, correct: Any, *, reason: str = "") -> T
             train_seconds=1.5,
             images_per_second=1.0,
         )
-    return Trained(which, Outcome(Evaluation(which.network, RECIPE, "data", seed), result, reason, reused=False))
+    return TrialResult(which, Outcome(Evaluation(which.network, RECIPE, "data", seed), result, reason, reused=False))
 
 
 def first(count: int, of: int = 100) -> np.ndarray[Any, Any]:
@@ -87,7 +87,7 @@ def simulate(
     own_image_sd: float = 0.3,
     shift_sd: float = 0.0,
     lost: int = 0,
-) -> list[Trained]:
+) -> list[TrialResult]:
     """Candidates on made-up images: a margin for each (candidate, seed, image), right where it is above 0.
 
     The truth is `effects`: what is random is the training (`seed_sd` for it as a whole, 1 for each image in it), how
@@ -349,7 +349,7 @@ def test_an_interval_is_student_s_over_the_seeds() -> None:
 # --- candidates that were stopped early -------------------------------------------------------------------------------
 
 
-def without(rows: Sequence[Trained], name: str, *, seeds: int) -> list[Trained]:
+def without(rows: Sequence[TrialResult], name: str, *, seeds: int) -> list[TrialResult]:
     """The rows of a race that stopped a candidate after so many seeds."""
     return [row for row in rows if row.candidate.id != name or row.outcome.evaluation.seed < seeds]
 
@@ -393,10 +393,12 @@ def test_where_only_stopped_candidates_finished_the_message_says_so() -> None:
 
 
 def needing(which: Candidate, **needs: Any) -> Candidate:
-    return dataclasses.replace(which, needs=Needs(**({"memory": 1, "training_memory": 1, "latency_ms": 1.0} | needs)))
+    return dataclasses.replace(
+        which, needs=Footprint(**({"memory": 1, "training_memory": 1, "latency_ms": 1.0} | needs))
+    )
 
 
-def of_three(*counts: int, latencies: Sequence[float | None] = (3.0, 2.0, 1.0)) -> list[Trained]:
+def of_three(*counts: int, latencies: Sequence[float | None] = (3.0, 2.0, 1.0)) -> list[TrialResult]:
     """Three candidates, of which the first costs most, with noisy seeds about so many of 100 images right."""
     names = [needing(c, latency_ms=ms) for c, ms in zip(CANDIDATES, latencies, strict=False)]
     return [
@@ -437,7 +439,7 @@ def test_what_is_cheap_is_said_by_the_metric(metric: str) -> None:
     some = [dataclasses.replace(c, cost=counted) for c, counted in zip(some, costs, strict=True)]
     rows = [trained(c, seed, first(80 + (seed + i) % 3)) for i, c in enumerate(some) for seed in range(3)]
     assert select(rows, confidence=0.95, rule="cheapest_tied", metric=metric).chosen == "c02"
-    dearer = dataclasses.replace(some[1], cost=Cost(99, 99, 99), needs=Needs(99, 99, 99.0))
+    dearer = dataclasses.replace(some[1], cost=Cost(99, 99, 99), needs=Footprint(99, 99, 99.0))
     rows = [row._replace(candidate=dearer) if row.candidate.id == "c02" else row for row in rows]
     assert select(rows, confidence=0.95, rule="cheapest_tied", metric=metric).chosen != "c02"
 

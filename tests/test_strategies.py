@@ -27,15 +27,15 @@ from scalesearch.evaluation import Evaluator
 from scalesearch.ledger import Ledger
 from scalesearch.search import (
     BASELINE,
+    Ask,
+    History,
     Plan,
     Problem,
     Recorded,
-    Request,
-    Seen,
     Stop,
     Stopped,
     Strategy,
-    Trained,
+    TrialResult,
     replay,
 )
 from scalesearch.selection import Choice, select
@@ -112,7 +112,7 @@ class Planted:
 
 def found(
     name: str, plan: Plan, recipe: Recipe, accuracies: Sequence[float], place: Path, *, chance: int = 0, slots: int = 3
-) -> tuple[Choice, list[Trained], dict[str, str]]:
+) -> tuple[Choice, list[TrialResult], dict[str, str]]:
     """The real search with planted scores: strategy, evaluator, ledger, Optuna, selection."""
     executor = Planted(plan, recipe, accuracies, chance=chance, slots=slots)
     trained, stopped = [], {}
@@ -169,26 +169,28 @@ def test_a_planted_tie_is_reported_as_a_tie(name: str, whole_plan: Plan, recipe:
     assert len(choice.tied) < len(whole_plan.candidates) - 1
 
 
-class Searched(NamedTuple):
+class CompletedStudy(NamedTuple):
     """A search that several tests look at, with a lead of the best that noise may hide."""
 
     name: str
     place: Path
     choice: Choice
-    trained: list[Trained]
+    trained: list[TrialResult]
     stopped: dict[str, str]
 
 
 @pytest.fixture(scope="module", params=SHIPPED)
 def searched(
     request: pytest.FixtureRequest, plan: Plan, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
-) -> Searched:
+) -> CompletedStudy:
     place = tmp_path_factory.mktemp("searched")
-    return Searched(request.param, place, *found(request.param, plan, recipe, planted(plan, 4, NOISE), place, slots=4))
+    return CompletedStudy(
+        request.param, place, *found(request.param, plan, recipe, planted(plan, 4, NOISE), place, slots=4)
+    )
 
 
 def test_the_order_in_which_trainings_end_changes_nothing(
-    searched: Searched, plan: Plan, recipe: Recipe, tmp_path: Path
+    searched: CompletedStudy, plan: Plan, recipe: Recipe, tmp_path: Path
 ) -> None:
     one_by_one = found(searched.name, plan, recipe, planted(plan, 4, NOISE), tmp_path, slots=1)
     seen = []
@@ -199,7 +201,7 @@ def test_the_order_in_which_trainings_end_changes_nothing(
 
 
 def test_a_search_that_is_repeated_trains_nothing_and_shows_the_same(
-    searched: Searched, plan: Plan, recipe: Recipe
+    searched: CompletedStudy, plan: Plan, recipe: Recipe
 ) -> None:
     shown = trials(searched.place)
     choice, trained, stopped = found(searched.name, plan, recipe, planted(plan, 4, NOISE), searched.place)
@@ -240,16 +242,16 @@ def test_optuna_shows_a_trial_a_candidate_with_its_trainings_and_prunes_the_stop
 # The rules
 
 
-def answers(strategy: Strategy, problem: Problem, score: Callable[[Request], float | None]) -> Iterator[Request | Stop]:
+def answers(strategy: Strategy, problem: Problem, score: Callable[[Ask], float | None]) -> Iterator[Ask | Stop]:
     """Every step, with scores shown at once."""
-    seen, waiting = Seen(), list[Request]()
+    seen, waiting = History(), list[Ask]()
     for step in strategy.steps(problem, seen):
         if step is None:
             assert waiting, "it waits for nothing"
             seen.show(waiting[0], score(waiting.pop(0)))
             continue
         yield step
-        if isinstance(step, Request):
+        if isinstance(step, Ask):
             seen.show(step, score(step))
 
 
@@ -257,7 +259,7 @@ def line(size: int, seeds: int = 4) -> Problem:
     return Problem((100,) * size, tuple(((1 + place / 10, 1.0),) for place in range(size)), seeds)
 
 
-def noisy(request: Request) -> float:
+def noisy(request: Ask) -> float:
     chance = np.random.default_rng([request.candidate, request.seed])
     return 0.8 + 0.01 * request.candidate + chance.normal(0, 0.003)
 
@@ -266,7 +268,7 @@ def noisy(request: Request) -> float:
 def test_no_training_is_asked_for_twice_and_none_that_is_not_possible(name: str) -> None:
     for size in (1, 2, 11):
         strategy, problem = strategy_of(name), line(size)
-        requests = [step for step in answers(strategy, problem, noisy) if isinstance(step, Request)]
+        requests = [step for step in answers(strategy, problem, noisy) if isinstance(step, Ask)]
         assert len(set(requests)) == len(requests) > 0, size
         allowed = strategy.possible(problem)
         assert all(any(r.seed < count and r.share == share for count, share in allowed) for r in requests), size
@@ -279,9 +281,7 @@ def test_where_all_tie_a_strategy_trains_as_many_as_it_says_beforehand(name: str
     strategy, problem = strategy_of(name), line(11)
     chance = np.random.default_rng(0)
     requests = [
-        step
-        for step in answers(strategy, problem, lambda _: 0.8 + chance.normal(0, 0.003))
-        if isinstance(step, Request)
+        step for step in answers(strategy, problem, lambda _: 0.8 + chance.normal(0, 0.003)) if isinstance(step, Ask)
     ]
     assert abs(len(requests) - sum(number for number, _ in strategy.expected(problem))) <= 1
 
@@ -291,14 +291,14 @@ def test_failures_end_no_strategy(name: str) -> None:
     """A third of all trainings fails, and one candidate with every seed."""
     problem = line(6)
 
-    def score(request: Request) -> float | None:
+    def score(request: Ask) -> float | None:
         failed = request.candidate == 5 or (request.candidate + request.seed) % 3 == 0
         return None if failed else noisy(request)
 
     steps = list(answers(strategy_of(name), problem, score))
-    asked = {step.candidate for step in steps if isinstance(step, Request)}
+    asked = {step.candidate for step in steps if isinstance(step, Ask)}
     stopped = {step.candidate for step in steps if isinstance(step, Stop)}
-    finished = {s.candidate for s in steps if isinstance(s, Request) and s.share == 1 and score(s) is not None}
+    finished = {s.candidate for s in steps if isinstance(s, Ask) and s.share == 1 and score(s) is not None}
     assert asked | stopped == set(range(6))
     assert finished - stopped, "nobody is left who may be chosen"
 
@@ -307,21 +307,21 @@ def test_a_race_spends_what_it_was_given() -> None:
     problem = line(8)
     for compute in (0.25, 0.5, 1.0):
         race = strategy_of("race", f"search.compute={compute}")
-        level = [step for step in answers(race, problem, lambda r: 0.8 + 1e-4 * noisy(r)) if isinstance(step, Request)]
+        level = [step for step in answers(race, problem, lambda r: 0.8 + 1e-4 * noisy(r)) if isinstance(step, Ask)]
         assert len(level) <= max(8, 8 * 4 * compute), compute
         assert {request.candidate for request in level if request.seed == 0} == set(range(8)), compute
 
 
 def test_a_race_gives_seeds_to_those_that_may_be_the_best() -> None:
     problem = line(8)
-    requests = [s for s in answers(strategy_of("race"), problem, noisy) if isinstance(s, Request)]
+    requests = [s for s in answers(strategy_of("race"), problem, noisy) if isinstance(s, Ask)]
     most = max(range(8), key=lambda c: sum(r.candidate == c for r in requests))
     assert most == 7
     assert sum(r.candidate == 0 for r in requests) == 1
 
 
 def test_a_race_stops_who_is_significantly_worse_and_nobody_else() -> None:
-    def two_groups(request: Request) -> float:
+    def two_groups(request: Ask) -> float:
         return noisy(request._replace(candidate=0 if request.candidate < 4 else 3))
 
     race = replace(strategy_of("race"), compute=1.0)  # type: ignore[type-var]
@@ -333,7 +333,7 @@ def test_a_race_stops_who_is_significantly_worse_and_nobody_else() -> None:
 
 def test_halving_trains_the_better_half_longer_and_the_best_with_every_seed() -> None:
     problem = line(8)
-    requests = [s for s in answers(strategy_of("halving"), problem, noisy) if isinstance(s, Request)]
+    requests = [s for s in answers(strategy_of("halving"), problem, noisy) if isinstance(s, Ask)]
     by_share = {share: [r.candidate for r in requests if r.share == share] for share in (0.25, 0.5, 1.0)}
     assert sorted(by_share[0.25]) == list(range(8))
     assert len(by_share[0.5]) < 8
@@ -344,9 +344,9 @@ def test_halving_trains_the_better_half_longer_and_the_best_with_every_seed() ->
 
 def test_halving_does_not_wait_for_a_round_to_fill() -> None:
     """While the last of the short trainings are under way, others go on to a longer schedule."""
-    seen, under_way = Seen(), list[Request]()
+    seen, under_way = History(), list[Ask]()
     for step in strategy_of("halving").steps(line(8), seen):
-        assert isinstance(step, Request), "it waits"
+        assert isinstance(step, Ask), "it waits"
         if step.share > 0.25:
             break
         under_way.append(step)
@@ -431,7 +431,7 @@ def test_no_strategy_finds_a_planted_optimum_less_often_than_one_seed_of_each() 
             assert mine > four - noise
 
 
-def test_a_replay_asks_for_what_the_real_search_asks_for(searched: Searched, plan: Plan, recipe: Recipe) -> None:
+def test_a_replay_asks_for_what_the_real_search_asks_for(searched: CompletedStudy, plan: Plan, recipe: Recipe) -> None:
     name, _, choice, trained, stopped = searched
     size, most = len(plan.candidates), 8
     scores = {share: np.full((size, most), np.nan) for share in (0.25, 0.5, 1.0)}
@@ -445,7 +445,7 @@ def test_a_replay_asks_for_what_the_real_search_asks_for(searched: Searched, pla
     recorded = Recorded(tuple(names), problem.macs, problem.points, scores, scores[1.0])
     again = replay(strategy_of(name), recorded, seeds=4, columns=list(range(most)))
     assert sorted(again.requests) == sorted(
-        Request(names.index(t.candidate.id), e.seed, e.recipe.epochs / recipe.epochs)
+        Ask(names.index(t.candidate.id), e.seed, e.recipe.epochs / recipe.epochs)
         for t in trained
         if t.candidate.id != BASELINE
         for e in [t.outcome.evaluation]

@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from scalesearch import budget
-from scalesearch.budget import METRICS, Limits, Meter
+from scalesearch.budget import METRICS, Limits, Profiler
 from scalesearch.cli import main
 from scalesearch.cost import cost
 from scalesearch.fitting import ENOUGH, Fit, fit
@@ -155,7 +155,7 @@ def test_writing_again_replaces_the_files(
 def test_needs_are_columns_once_they_are_measured(
     baselines: dict[str, Network], roundings: dict[str, Rounding]
 ) -> None:
-    meter = Meter(batch_size=8)
+    meter = Profiler(batch_size=8)
     (variant,) = measured(family(baselines["preresnet20"], PAPER, [1], rounding=roundings["nearest"]), meter)
     (row,) = family_rows([variant], PAPER, Path())
     assert sorted(row) == sorted([*COLUMNS, "memory", "training_memory", "latency_ms"])
@@ -167,7 +167,7 @@ def test_needs_are_columns_once_they_are_measured(
 # Budgets
 
 COUNTED = ("macs", "params")
-METER = Meter(batch_size=16)
+METER = Profiler(batch_size=16)
 # Whose channels come in small steps compared with them; tables of few channels, or of one patch, have coarse grains.
 FINE = [
     "mobilenetv2",
@@ -390,7 +390,7 @@ def test_latency_is_met_as_it_is_measured(
 
     monkeypatch.setattr(budget, "latency", latency)
     small = resize(replace(baselines["mobilenetv2"], resolution=96), width=0.5, rounding=roundings["released"])
-    meter = Meter(batch_size=16)
+    meter = Profiler(batch_size=16)
     limit = 1.5 * meter.latency_ms(small)
     found = fit(small, PAPER, Limits(latency_ms=limit), rounding=roundings["released"], meter=meter)
     assert meter.latency_ms(found.variant.network) == pytest.approx(found.share * limit)

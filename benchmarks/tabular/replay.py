@@ -26,7 +26,7 @@ import torch
 from scalesearch import config, search
 from scalesearch.cli import conf_dir
 from scalesearch.evaluation import Evaluation, Outcome
-from scalesearch.search import Recorded, Strategy, Trained, replay
+from scalesearch.search import Recorded, Strategy, TrialResult, replay
 from scalesearch.selection import select
 from scalesearch.training import Result
 
@@ -59,7 +59,7 @@ PIECE = 50  # replays that a process takes at a time
 
 
 @functools.cache
-def composed(baseline: str, name: str, overrides: tuple[str, ...], seeds: int) -> config.Experiment:
+def composed(baseline: str, name: str, overrides: tuple[str, ...], seeds: int) -> config.StudySettings:
     given = [f"baseline={baseline}", f"search={name}", f"recipe.seeds={seeds}", *overrides]
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return config.load_experiment(hydra.compose("run", overrides=given))
@@ -151,7 +151,7 @@ def ties(baseline: str, name: str, replays: int) -> tuple[float, float]:
         asked: list[tuple[Any, int]] = [(plan.baseline, seed) for seed in range(SEEDS)]
         asked += [(plan.candidates[request.candidate], request.seed) for request in found.requests]
         trained = [
-            Trained(
+            TrialResult(
                 candidate,
                 Outcome(
                     Evaluation(candidate.network, experiment.recipe, "", seed),

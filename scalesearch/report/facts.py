@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scalesearch import config
-from scalesearch.budget import METRICS, Budget, Limits, Meter, Needs
+from scalesearch.budget import METRICS, Budget, Footprint, Limits, Profiler
 from scalesearch.cost import Cost, cost
 from scalesearch.evaluation import Evaluation, Outcome
 from scalesearch.ledger import Ledger, evaluation_key
 from scalesearch.model import identity
 from scalesearch.network import AnyNetwork, Factory, from_table
 from scalesearch.scaling import Coefficients, Rounding, scale
-from scalesearch.search import BASELINE, Candidate, Grid, Trained
+from scalesearch.search import BASELINE, Candidate, Grid, TrialResult
 from scalesearch.selection import Choice, Pairs, Seeds, select
 from scalesearch.training import Recipe, Result
 
@@ -187,7 +187,7 @@ def _records(ledger: Ledger, asked: Sequence[Mapping[str, Any]]) -> dict[tuple[s
 
 def _trained(
     records: Mapping[tuple[str, int], Mapping[str, Any]], table: Mapping[str, Mapping[str, str]]
-) -> list[Trained]:
+) -> list[TrialResult]:
     trained = []
     for (name, seed), record in records.items():
         specification = record["specification"]
@@ -195,7 +195,7 @@ def _trained(
         recipe, init = Recipe(**specification["recipe"]), specification.get("init")
         evaluation = Evaluation(candidate.network, recipe, specification["data"], seed, init)
         result = Result.from_json(record["result"]) if record["state"] == "finished" else None
-        trained.append(Trained(candidate, Outcome(evaluation, result, record["reason"] or "", reused=True)))
+        trained.append(TrialResult(candidate, Outcome(evaluation, result, record["reason"] or "", reused=True)))
     return trained
 
 
@@ -220,9 +220,9 @@ def _network(described: Mapping[str, Any], row: Mapping[str, str]) -> AnyNetwork
 def _candidate(name: str, row: Mapping[str, str], network: AnyNetwork) -> Candidate:
     counted = Cost(*(int(row[field]) for field in ("macs", "params", "activations")))
     needs = None
-    if all(field in row for field in Needs._fields):
+    if all(field in row for field in Footprint._fields):
         latency = float(row["latency_ms"]) if row["latency_ms"] else None
-        needs = Needs(int(row["memory"]), int(row["training_memory"]), latency)
+        needs = Footprint(int(row["memory"]), int(row["training_memory"]), latency)
     triples = tuple(Coefficients(*(float(value) for value in triple)) for triple in json.loads(row["triples"]))
     return Candidate(name, triples, network, counted, float(row["macs_ratio"]), needs)
 
@@ -239,7 +239,7 @@ def _needs(
             table = {key: value for key, value in settings["baseline"].items() if key != "name"}
             rounding = Rounding(**settings["rounding"])
             network = scale(from_table(table, name="variant"), coefficients, 1, rounding=rounding)
-            meter = Meter(batch_size=int(settings["recipe"]["batch_size"]))
+            meter = Profiler(batch_size=int(settings["recipe"]["batch_size"]))
             needs |= {name: METRICS[name](network, meter) for name in missing}
         except ValueError:  # a function that only the file names
             pass

@@ -2,27 +2,27 @@
 
 from scalesearch.search.plan import BASELINE, Axis, Candidate, Grid, Plan, Real, candidates, measured
 from scalesearch.search.replay import Recorded, Replayed, replay
-from scalesearch.search.strategies import STRATEGIES, Problem, Request, Seen, Step, Stop, Strategy
-from scalesearch.search.trials import Stopped, Trained, carry_out, possible, problem, shortened, sqlite
+from scalesearch.search.strategies import STRATEGIES, Ask, History, Problem, Step, Stop, Strategy
+from scalesearch.search.trials import Stopped, TrialResult, carry_out, possible, problem, shortened, sqlite
 
 __all__ = [
     "BASELINE",
     "STRATEGIES",
+    "Ask",
     "Axis",
     "Candidate",
     "Grid",
+    "History",
     "Plan",
     "Problem",
     "Real",
     "Recorded",
     "Replayed",
-    "Request",
-    "Seen",
     "Step",
     "Stop",
     "Stopped",
     "Strategy",
-    "Trained",
+    "TrialResult",
     "candidates",
     "carry_out",
     "measured",

@@ -14,7 +14,7 @@ from decimal import Decimal
 from functools import partial
 from typing import NamedTuple
 
-from scalesearch.budget import Budget, Limits, Meter, Needs
+from scalesearch.budget import Budget, Footprint, Limits, Profiler
 from scalesearch.cost import Cost, cost
 from scalesearch.model import identity
 from scalesearch.network import AnyNetwork
@@ -73,7 +73,7 @@ class Candidate:
     network: AnyNetwork
     cost: Cost
     ratio: float
-    needs: Needs | None = None
+    needs: Footprint | None = None
 
     @property
     def coefficients(self) -> Coefficients:
@@ -115,7 +115,7 @@ class Real(NamedTuple):
     network: AnyNetwork
     rounding: Rounding
     limits: Limits
-    meter: Meter
+    meter: Profiler
 
     def most(self, coefficients: Coefficients) -> tuple[float, str]:
         """The variant at phi = 1 for these coefficients: the share of a limit that it needs, as `Limits.most`."""
@@ -212,7 +212,7 @@ def _solved(
     return found
 
 
-def measured(plan: Plan, meter: Meter) -> Plan:
+def measured(plan: Plan, meter: Profiler) -> Plan:
     """The plan with what its networks need in memory and time; for a proxy that takes a tenth of a second each."""
     baseline, *others = (
         replace(candidate, needs=meter.needs(candidate.network)) for candidate in (plan.baseline, *plan.candidates)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scalesearch.search.strategies import Problem, Request, Seen, Stop, Strategy
+from scalesearch.search.strategies import Ask, History, Problem, Stop, Strategy
 
 Scores = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -60,7 +60,7 @@ class Replayed(NamedTuple):
 
     chosen: int
     compute: float
-    requests: list[Request]
+    requests: list[Ask]
     stopped: dict[int, str]
 
 
@@ -69,7 +69,7 @@ def replay(strategy: Strategy, recorded: Recorded, *, seeds: int, columns: Seque
 
     The choice is that of `selection.select` with the rule "best": the highest mean of those that were not stopped.
     """
-    seen, requests, shown, stopped = Seen(), list[Request](), 0, dict[int, str]()
+    seen, requests, shown, stopped = History(), list[Ask](), 0, dict[int, str]()
 
     def show_next() -> None:
         nonlocal shown

@@ -1,8 +1,8 @@
 """Which candidate is trained next, with which seed, for how long.
 
-A strategy is a generator. It yields `Request`s; `Stop` for a candidate that is out of the race; and None where it must
-see one more score before it can go on. What it has seen stands in `Seen`, in the order in which it was asked for: who
-carries a strategy out shows it the score of a request at the latest when `lookahead` later ones have been made, and
+A strategy is a generator. It yields `Ask`s; `Stop` for a candidate that is out of the race; and None where it must
+see one more score before it can go on. What it has seen stands in `History`, in the order in which it was asked for:
+who carries a strategy out shows it the score of a request at the latest when `lookahead` later ones have been made, and
 never before. So workers do not wait for a round to fill, and the same seeds come to the same end whatever the order
 in which the trainings finish: after a crash, on a machine with other workers, or replayed on a recorded table.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import optuna
 
 
-class Request(NamedTuple):
+class Ask(NamedTuple):
     """A training that is asked for: a candidate by its place, a seed, and the share of the recipe's epochs."""
 
     candidate: int
@@ -35,7 +35,7 @@ class Stop(NamedTuple):
     reason: str
 
 
-Step = Request | Stop | None
+Step = Ask | Stop | None
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class Problem:
 
 
 @dataclass
-class Seen:
+class History:
     """Scores that have been shown, by share of the epochs, candidate and seed; None for a training that failed."""
 
     scores: dict[float, dict[int, dict[int, float | None]]] = field(default_factory=dict)
 
-    def show(self, request: Request, score: float | None) -> None:
+    def show(self, request: Ask, score: float | None) -> None:
         self.scores.setdefault(request.share, {}).setdefault(request.candidate, {})[request.seed] = score
 
     def of(self, candidate: int, share: float = 1.0) -> dict[int, float]:
@@ -108,7 +108,7 @@ class Strategy(Protocol):
     def lookahead(self) -> int | None:
         """Requests that are made before the score of the first of them must be known; None: any number."""
 
-    def steps(self, problem: Problem, seen: Seen) -> Iterator[Step]: ...
+    def steps(self, problem: Problem, seen: History) -> Iterator[Step]: ...
 
     def expected(self, problem: Problem) -> list[tuple[int, float]]:
         """(trainings, share): about how many of each length it will ask for."""
@@ -128,10 +128,10 @@ class EveryCandidate:
         if self.seeds is not None:
             _in_range(self, "seeds", 1, 1000)
 
-    def steps(self, problem: Problem, seen: Seen) -> Iterator[Step]:
+    def steps(self, problem: Problem, seen: History) -> Iterator[Step]:
         for candidate in range(problem.size):
             for seed in range(self.seeds or problem.seeds):
-                yield Request(candidate, seed)
+                yield Ask(candidate, seed)
 
     def expected(self, problem: Problem) -> list[tuple[int, float]]:
         return [(problem.size * (self.seeds or problem.seeds), 1.0)]
@@ -163,13 +163,13 @@ class Race:
         _in_range(self, "optimism", 0, 10)
         _in_range(self, "lookahead", 1, 10_000)
 
-    def steps(self, problem: Problem, seen: Seen) -> Iterator[Step]:
+    def steps(self, problem: Problem, seen: History) -> Iterator[Step]:
         for candidate in range(problem.size):
-            yield Request(candidate, 0)
+            yield Ask(candidate, 0)
         left = self.compute * problem.seeds * sum(problem.macs) - sum(problem.macs)
         yield from self.add_seeds(problem, seen, dict.fromkeys(range(problem.size), 1), left)
 
-    def add_seeds(self, problem: Problem, seen: Seen, asked: dict[int, int], left: float) -> Iterator[Step]:
+    def add_seeds(self, problem: Problem, seen: History, asked: dict[int, int], left: float) -> Iterator[Step]:
         """The race among the candidates of `asked` (how many seeds each has had), for `left` multiply-adds."""
         alive = set(asked)
         while True:
@@ -191,14 +191,14 @@ class Race:
                 candidate = max(open_ones, key=bound)
                 left -= problem.macs[candidate]
                 asked[candidate] += 1
-                yield Request(candidate, asked[candidate] - 1)
+                yield Ask(candidate, asked[candidate] - 1)
             elif any(seen.num_shown(c) < asked[c] for c in asked):
                 yield None
             else:
                 return
 
     def _worse(
-        self, problem: Problem, seen: Seen, alive: Collection[int], asked: dict[int, int]
+        self, problem: Problem, seen: History, alive: Collection[int], asked: dict[int, int]
     ) -> list[tuple[int, str]]:
         """Those that are out: significantly worse than the leader, or failed with every seed that they may have."""
         finished = [c for c in alive if seen.of(c)]
@@ -253,7 +253,7 @@ class Halving:
         _in_range(self, "keep", 0.01, 0.99)
         _in_range(self, "lookahead", 1, 10_000)
 
-    def steps(self, problem: Problem, seen: Seen) -> Iterator[Step]:
+    def steps(self, problem: Problem, seen: History) -> Iterator[Step]:
         rungs = (*self.shares, 1.0)
         reached = dict.fromkeys(range(problem.size), -1)  # the rung that each was asked for last
         asked = 0
@@ -265,7 +265,7 @@ class Halving:
                 reached[candidate] = rung
                 for seed in range(problem.seeds if rungs[rung] == 1 else 1):
                     asked += 1
-                    yield Request(candidate, seed, rungs[rung])
+                    yield Ask(candidate, seed, rungs[rung])
             elif sum(len(seeds) for of in seen.scores.values() for seeds in of.values()) < asked:
                 yield None
             else:
@@ -274,7 +274,7 @@ class Halving:
             if rungs[rung] < 1:
                 yield Stop(candidate, f"not among the best at {rungs[rung]:g} of the schedule")
 
-    def _next(self, seen: Seen, rungs: Sequence[float], reached: dict[int, int]) -> tuple[int, int] | None:
+    def _next(self, seen: History, rungs: Sequence[float], reached: dict[int, int]) -> tuple[int, int] | None:
         """(candidate, rung) of one that has earned a longer schedule, the shortest first.
 
         The paper takes the longest first, for candidates without end in a random order; here they are few and ordered
@@ -327,7 +327,7 @@ class Sampled:
     def _race(self) -> Race:
         return Race(compute=self.compute, most_seeds=self.most_seeds, optimism=self.optimism, lookahead=self.lookahead)
 
-    def steps(self, problem: Problem, seen: Seen) -> Iterator[Step]:
+    def steps(self, problem: Problem, seen: History) -> Iterator[Step]:
         import optuna
 
         left = self.compute * problem.seeds * sum(problem.macs)
@@ -363,7 +363,7 @@ class Sampled:
             seed = asked.get(candidate, 0)
             asked[candidate] = seed + 1
             waiting.append((trial, candidate, seed))
-            yield Request(candidate, seed)
+            yield Ask(candidate, seed)
         yield from self._race.add_seeds(problem, seen, asked, left)
         for candidate in range(problem.size):
             if candidate not in asked:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from scalesearch.evaluation import Evaluation, Evaluator, Outcome
 from scalesearch.search.plan import BASELINE, Candidate, Grid, Plan
-from scalesearch.search.strategies import Problem, Request, Seen, Stop, Strategy
+from scalesearch.search.strategies import Ask, History, Problem, Stop, Strategy
 from scalesearch.training import Recipe
 
 if TYPE_CHECKING:
     import optuna
 
 
-class Trained(NamedTuple):
+class TrialResult(NamedTuple):
     """One outcome of the search: which candidate, and what became of this evaluation of it."""
 
     candidate: Candidate
@@ -70,7 +70,7 @@ def carry_out(
     evaluator: Evaluator,
     storage: str,
     study: str,
-) -> Iterator[Trained | Stopped]:
+) -> Iterator[TrialResult | Stopped]:
     """Train the 1x network with `seeds` seeds, and the candidates as the strategy asks; what comes, as it comes.
 
     `data` and `init` are digests, as an `Evaluation` has them.
@@ -78,8 +78,8 @@ def carry_out(
     recipe as value; a stopped one is pruned. The ledger decides what is trained; the Optuna study only shows it, and
     may be deleted at any time.
     """
-    seen, stops = Seen(), list[Stop]()
-    asked: list[tuple[Request, Evaluation]] = []
+    seen, stops = History(), list[Stop]()
+    asked: list[tuple[Ask, Evaluation]] = []
     arrived: dict[Evaluation, Outcome] = {}
     owner: dict[Evaluation, list[Candidate]] = {}
     shown = 0
@@ -141,7 +141,7 @@ def carry_out(
         candidate = owner[outcome.evaluation].pop(0)
         arrived[outcome.evaluation] = outcome
         outcomes[candidate.id].append(outcome)
-        yield Trained(candidate, outcome)
+        yield TrialResult(candidate, outcome)
         if candidate.id != BASELINE:
             view.report(candidate, outcomes[candidate.id])
             end_if_all_have_come(candidate)

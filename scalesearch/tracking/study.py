@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from scalesearch.data import Data
 from scalesearch.ledger import write_atomic
 from scalesearch.machine import environment
-from scalesearch.search import BASELINE, Candidate, Stopped, Trained
+from scalesearch.search import BASELINE, Candidate, Stopped, TrialResult
 from scalesearch.tracking.tracker import Status, Tracker
 from scalesearch.training import Result
 
@@ -89,7 +89,7 @@ class StudyLog:
             self._tracker.end_run(self._parent, status)
             self._tracker.close(timeout=5)
 
-    def trained(self, one: Trained, so_far: Sequence[Trained]) -> None:
+    def trained(self, one: TrialResult, so_far: Sequence[TrialResult]) -> None:
         """A seed has come back: log it, and what it makes of its candidate's mean and of the best one."""
         candidate, outcome = one
         child = f"{self._parent}:{candidate.id}"

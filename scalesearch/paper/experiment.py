@@ -1,7 +1,7 @@
 """An experiment of the paper from its question to its figure: `scalesearch reproduce NAME`.
 
 `carry_out` reads top to bottom: points, trainings, what is measured of them, summary, finding, figure. What an
-experiment itself is, it says as a `Study`.
+experiment itself is, it says as a `Experiment`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from scalesearch import screen, study
-from scalesearch.config import ReproduceQuestion
+from scalesearch.config import ReproduceRequest
 from scalesearch.data import describe
 from scalesearch.evaluation import Evaluator, Outcome, Work, mixed_precision
 from scalesearch.executor import EXECUTORS
@@ -22,10 +22,10 @@ from scalesearch.ledger import Ledger, lock_study, write_atomic
 from scalesearch.machine import environment, instructions
 from scalesearch.model import identity
 from scalesearch.network import AnyNetwork
+from scalesearch.paper.points import Correct, Point, Setting, Trainings, point_values
 from scalesearch.run import ALL_FAILED, DONE, SOME_FAILED, initial_weights
 from scalesearch.scaling import Rounding
 from scalesearch.screen import Screen
-from scalesearch.studies.points import Correct, Point, Setting, Trainings, point_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +45,7 @@ _OF_SETTINGS: dict[tuple[str, str], Sequence[str]] = {
 }
 
 
-class Study:
+class Experiment:
     """What an experiment asks, trains and says. A subclass is a frozen dataclass whose fields are its options.
 
     asks: its question, in a line. paper: what the paper says of it, or whoever has published on it.
@@ -87,9 +87,9 @@ class Study:
         return shown_points(summary)
 
 
-def carry_out(question: ReproduceQuestion, out: Screen) -> int:
+def carry_out(question: ReproduceRequest, out: Screen) -> int:
     """`scalesearch reproduce NAME`: the exit code; everything lies in <workspace>/experiments/<NAME>."""
-    experiment: Study = question.experiment
+    experiment: Experiment = question.experiment
     directory, ledger = question.workspace / "experiments" / question.name, Ledger(question.workspace)
     computed = experiment.computed(question.baselines, question.rounding)
     if computed is not None:
@@ -136,10 +136,10 @@ def carry_out(question: ReproduceQuestion, out: Screen) -> int:
 
 
 def _conclude(
-    question: ReproduceQuestion, summary: pd.DataFrame, outcomes: Sequence[Outcome], directory: Path, out: Screen
+    question: ReproduceRequest, summary: pd.DataFrame, outcomes: Sequence[Outcome], directory: Path, out: Screen
 ) -> None:
     """Table, finding, figures and page, on disk and on the screen."""
-    experiment: Study = question.experiment
+    experiment: Experiment = question.experiment
     _write_table(summary, directory / "summary.csv")
     summary = read_summary(directory)  # what is said is said of what was kept
     finding, counts = experiment.finding(summary), study.counts(outcomes)
@@ -186,7 +186,7 @@ def read_summary(directory: Path) -> pd.DataFrame:
     return table.fillna(dict.fromkeys(words, ""))
 
 
-def draw(experiment: Study, directory: Path, *, title: str) -> list[Path]:
+def draw(experiment: Experiment, directory: Path, *, title: str) -> list[Path]:
     """The figures of an experiment from the tables in its directory, as PNG and SVG in its folder figures/."""
     from scalesearch.figures import paper
 
@@ -259,7 +259,7 @@ def readme(entry: Mapping[str, Any], rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def _setting(question: ReproduceQuestion, out: Screen) -> Setting:
+def _setting(question: ReproduceRequest, out: Screen) -> Setting:
     """What is trained on, with initial weights fetched."""
     if question.data is None or question.recipe is None:
         raise ValueError("data and recipe are missing, such as data=fashion_scenes recipe=scenes")
@@ -279,7 +279,7 @@ def _setting(question: ReproduceQuestion, out: Screen) -> Setting:
     )
 
 
-def _outlook(question: ReproduceQuestion, setting: Setting, points: Sequence[Point]) -> dict[str, Any]:
+def _outlook(question: ReproduceRequest, setting: Setting, points: Sequence[Point]) -> dict[str, Any]:
     """Trainings, multiply-adds x images of all, and of a plan the seconds that they take, from timing some of them."""
     work: dict[tuple[Any, ...], Work] = {}
     for point in points:
@@ -298,7 +298,7 @@ def _outlook(question: ReproduceQuestion, setting: Setting, points: Sequence[Poi
 
 
 def _show_plan(
-    question: ReproduceQuestion, setting: Setting, points: Sequence[Point], outlook: Mapping[str, Any], out: Screen
+    question: ReproduceRequest, setting: Setting, points: Sequence[Point], outlook: Mapping[str, Any], out: Screen
 ) -> None:
     out.say(f"{question.name}: {question.experiment.asks}")
     rows = [
@@ -373,13 +373,13 @@ def _forget_failures(trainings: Trainings) -> int:
     return forgotten + study.forget_failures(trainings.ledger, later)
 
 
-def _rests_on(question: ReproduceQuestion) -> list[str]:
+def _rests_on(question: ReproduceRequest) -> list[str]:
     data = None if question.data is None else question.data.name
     known = [sentence for name in question.baselines for sentence in _OF_SETTINGS.get((name, str(data)), ())]
     return [*question.experiment.rests_on, *known]
 
 
-def _title(question: ReproduceQuestion) -> str:
+def _title(question: ReproduceRequest) -> str:
     of = ", ".join(question.baselines)
     return f"{question.name}: {of}" + (f" on {question.data.name}" if question.data is not None else "")
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from scalesearch.studies.experiment import Study, at_least_one
-from scalesearch.studies.panels import ACCURACY, curve, macs_unit
-from scalesearch.studies.points import Correct, Point, Setting
-from scalesearch.studies.summaries import summarised
+from scalesearch.paper.experiment import Experiment, at_least_one
+from scalesearch.paper.panels import ACCURACY, curve, macs_unit
+from scalesearch.paper.points import Correct, Point, Setting
+from scalesearch.paper.summaries import summarised
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure4(Study):
+class Figure4(Experiment):
     """widths: multipliers, under each (depth, resolution) of `curves`; at whatever that costs."""
 
     widths: Sequence[float]

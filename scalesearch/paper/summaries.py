@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scipy import stats
 
+from scalesearch.paper.points import Correct
 from scalesearch.selection import Pairs
-from scalesearch.studies.points import Correct
 
 if TYPE_CHECKING:
     import pandas as pd

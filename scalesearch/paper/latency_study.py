@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from scalesearch import screen
 from scalesearch.latency import latency
 from scalesearch.network import AnyNetwork
+from scalesearch.paper.dimensions import BASELINE, COMPOUND, SINGLE, matched_points
+from scalesearch.paper.experiment import Experiment, at_least_one, with_interval
+from scalesearch.paper.panels import ACCURACY, curve
+from scalesearch.paper.points import Correct, Point, Setting, Trainings
+from scalesearch.paper.summaries import summarised
 from scalesearch.scaling import Coefficients
 from scalesearch.screen import Screen
-from scalesearch.studies.dimensions import BASELINE, COMPOUND, SINGLE, matched_points
-from scalesearch.studies.experiment import Study, at_least_one, with_interval
-from scalesearch.studies.panels import ACCURACY, curve
-from scalesearch.studies.points import Correct, Point, Setting, Trainings
-from scalesearch.studies.summaries import summarised
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,7 @@ _ENDS = ("latency_ms", "latency_low", "latency_high")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatencyStudy(Study):
+class LatencyStudy(Experiment):
     """costs, coefficients: as of figure8. rounds: how often every network is timed, in turn with all the others."""
 
     costs: Sequence[float]

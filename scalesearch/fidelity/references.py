@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scalesearch import config, study
-from scalesearch.config import Experiment, FidelityQuestion
+from scalesearch.config import FidelityRequest, StudySettings
 from scalesearch.cost import cost
 from scalesearch.evaluation import Evaluation
 from scalesearch.executor import default_workers
@@ -22,7 +22,7 @@ from scalesearch.search import BASELINE, Candidate
 from scalesearch.training import Recipe, Result
 
 
-class Searched(NamedTuple):
+class CompletedStudy(NamedTuple):
     """What a study has come to. `candidates` are those with a finished training, the best mean first.
 
     proxies: for each candidate and seed the result of its proxy. `tied` with the choice; both as the study says.
@@ -30,7 +30,7 @@ class Searched(NamedTuple):
     work, seconds: multiply-adds x images of all finished trainings, the 1x network's too, and the time that they took.
     """
 
-    experiment: Experiment
+    experiment: StudySettings
     candidates: list[Candidate]
     proxies: dict[str, dict[int, Result]]
     choice: str
@@ -50,7 +50,7 @@ class Reference:
     work: float  # multiply-adds x images
 
 
-def read_search(question: FidelityQuestion, directory: Path, ledger: Ledger) -> Searched:
+def read_search(question: FidelityRequest, directory: Path, ledger: Ledger) -> CompletedStudy:
     """The study, its networks made again from its settings, and its proxies' results from the ledger.
 
     Errors: ValueError where it has come to no choice, its files are damaged, its networks would be others today, or
@@ -127,7 +127,7 @@ def read_search(question: FidelityQuestion, directory: Path, ledger: Ledger) -> 
         )
     means = {name: mean_accuracy(seeds.values()) for name, seeds in proxies.items()}
     ranking = sorted(proxies, key=lambda name: (-means[name], name))
-    return Searched(
+    return CompletedStudy(
         experiment,
         [candidates[name] for name in ranking],
         proxies,
@@ -159,7 +159,7 @@ def spread(ranking: Sequence[str], chosen: str, number: int) -> list[str]:
     return [ranking[place] for place in places]
 
 
-def planned(question: FidelityQuestion, searched: Searched) -> list[Reference]:
+def planned(question: FidelityRequest, searched: CompletedStudy) -> list[Reference]:
     """The reference trainings: of each chosen candidate, best proxy first, one a seed.
 
     Errors: ValueError where a reference cannot be built.
@@ -183,7 +183,9 @@ def planned(question: FidelityQuestion, searched: Searched) -> list[Reference]:
     return found
 
 
-def reference(experiment: Experiment, candidate: Candidate, against: str, factor: float) -> tuple[AnyNetwork, Recipe]:
+def reference(
+    experiment: StudySettings, candidate: Candidate, against: str, factor: float
+) -> tuple[AnyNetwork, Recipe]:
     """The dearer counterpart of a candidate's proxy: its network and the recipe that it is trained with.
 
     against: "epochs", the same network, `factor` times the epochs; "phi", the proxy of the baseline scaled with the
@@ -217,7 +219,7 @@ def networks(references: Sequence[Reference]) -> list[tuple[Candidate, Evaluatio
     return list({one.candidate.id: (one.candidate, one.evaluation) for one in references}.values())
 
 
-class Outlook(NamedTuple):
+class CostEstimate(NamedTuple):
     """What the reference trainings would cost: how many there are and how many the ledger has.
 
     Multiply-adds x images of all of them, over those of the whole study and over those of the same candidates' proxies
@@ -232,9 +234,9 @@ class Outlook(NamedTuple):
 
 
 def expected(
-    question: FidelityQuestion, searched: Searched, references: Sequence[Reference], ledger: Ledger
-) -> Outlook:
-    """See `Outlook`; nothing is trained or timed."""
+    question: FidelityRequest, searched: CompletedStudy, references: Sequence[Reference], ledger: Ledger
+) -> CostEstimate:
+    """See `CostEstimate`; nothing is trained or timed."""
     unique = {one.evaluation.key: one for one in references}
     recorded = {
         key
@@ -249,11 +251,11 @@ def expected(
     overhead = 10.0 if left else 0.0  # workers that import torch and load the data
     seconds = searched.seconds / searched.work * math.fsum(one.work for one in left) / max(1, min(workers, len(left)))
     total = math.fsum(one.work for one in unique.values())
-    return Outlook(len(unique), len(recorded), total / searched.work, total / proxies, seconds + overhead)
+    return CostEstimate(len(unique), len(recorded), total / searched.work, total / proxies, seconds + overhead)
 
 
 def plan_values(
-    question: FidelityQuestion, searched: Searched, references: Sequence[Reference], outlook: Outlook
+    question: FidelityRequest, searched: CompletedStudy, references: Sequence[Reference], outlook: CostEstimate
 ) -> dict[str, Any]:
     """What `dry_run=true --json` prints."""
     return {
@@ -287,7 +289,7 @@ def _values(network: AnyNetwork, recipe: Recipe) -> dict[str, float]:
     }
 
 
-def _images(experiment: Experiment, recipe: Recipe) -> float:
+def _images(experiment: StudySettings, recipe: Recipe) -> float:
     """Images that a training passes through forwards and backwards; one that is scored counts a third."""
     return experiment.description.num_train * recipe.epochs + experiment.description.num_val / 3
 

@@ -6,18 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scalesearch import screen
-from scalesearch.config import FidelityQuestion
+from scalesearch.config import FidelityRequest
 from scalesearch.cost import cost
+from scalesearch.fidelity.references import CompletedStudy, CostEstimate, Reference, networks
 from scalesearch.scaling import Coefficients
 from scalesearch.screen import Screen
-from scalesearch.studies.references import Outlook, Reference, Searched, networks
 
 if TYPE_CHECKING:
-    from scalesearch.studies.agreement import Estimate
+    from scalesearch.fidelity.agreement import Estimate
 
 
 def show_plan(
-    out: Screen, question: FidelityQuestion, searched: Searched, references: Sequence[Reference], outlook: Outlook
+    out: Screen,
+    question: FidelityRequest,
+    searched: CompletedStudy,
+    references: Sequence[Reference],
+    outlook: CostEstimate,
 ) -> None:
     """What is trained and what it costs, before it is."""
     what = {
@@ -51,9 +55,9 @@ def show_plan(
         out.say(f"expected time, at the pace of the study: {screen.duration(outlook.seconds)}")
 
 
-def show_judgement(out: Screen, entry: Mapping[str, Any], searched: Searched) -> None:
+def show_judgement(out: Screen, entry: Mapping[str, Any], searched: CompletedStudy) -> None:
     """The two rankings beside each other, how far they agree, and what the study's choice loses."""
-    from scalesearch.studies.agreement import Estimate
+    from scalesearch.fidelity.agreement import Estimate
 
     rows = [
         {

@@ -14,19 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalesearch import config, study
-from scalesearch.config import FidelityQuestion
+from scalesearch.config import FidelityRequest
 from scalesearch.cost import cost
 from scalesearch.data import load
 from scalesearch.evaluation import Evaluation, Evaluator, Outcome, mixed_precision
 from scalesearch.executor import EXECUTORS
-from scalesearch.ledger import Ledger, lock_study, write_atomic
-from scalesearch.network import Factory
-from scalesearch.run import ALL_FAILED, DONE, SOME_FAILED
-from scalesearch.screen import Screen
-from scalesearch.search import Candidate, Trained
-from scalesearch.studies.references import (
+from scalesearch.fidelity.references import (
+    CompletedStudy,
     Reference,
-    Searched,
     expected,
     mean_accuracy,
     picked,
@@ -34,13 +29,18 @@ from scalesearch.studies.references import (
     planned,
     read_search,
 )
-from scalesearch.studies.shown import estimate_words, show_judgement, show_plan
+from scalesearch.fidelity.shown import estimate_words, show_judgement, show_plan
+from scalesearch.ledger import Ledger, lock_study, write_atomic
+from scalesearch.network import Factory
+from scalesearch.run import ALL_FAILED, DONE, SOME_FAILED
+from scalesearch.screen import Screen
+from scalesearch.search import Candidate, TrialResult
 from scalesearch.training import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scalesearch.studies.agreement import Agreement, Estimate
+    from scalesearch.fidelity.agreement import Agreement, Estimate
 
 CONFIDENCE = 0.95
 SHORT_EPOCHS = 10  # of which arXiv:2103.07579, section 6, found width better than depth; at 350 it was the other way
@@ -48,7 +48,7 @@ STILL_FALLING = 0.05  # share of the training loss that an epoch takes off; the 
 _FEW = 8  # candidates below which an interval is wide whatever is observed
 
 
-def fidelity(question: FidelityQuestion, out: Screen) -> int:
+def fidelity(question: FidelityRequest, out: Screen) -> int:
     """`scalesearch reproduce fidelity`: the exit code; what it comes to stands in the study's fidelity.json."""
     directory = config.find_study(question.workspace, question.study)
     ledger = Ledger(question.workspace)
@@ -73,14 +73,14 @@ def fidelity(question: FidelityQuestion, out: Screen) -> int:
                 "be compared; bring them back, or begin a new study: scalesearch run"
             )
         outcomes: dict[str, Outcome] = {}
-        shown: list[Trained] = []
+        shown: list[TrialResult] = []
         owners = {one.evaluation.key: one.candidate for one in references}
         with EXECUTORS[question.executor_name](**question.executor) as executor:
             evaluator = Evaluator(ledger, executor, searched.experiment.data)
             with out.progress(total=len(evaluations), slots=evaluator.slots) as progress:
                 for outcome in evaluator.run(evaluations.values()):
                     outcomes[outcome.evaluation.key] = outcome
-                    shown.append(Trained(owners[outcome.evaluation.key], outcome))
+                    shown.append(TrialResult(owners[outcome.evaluation.key], outcome))
                     progress.update(shown)
         for one in references:
             outcome = outcomes[one.evaluation.key]
@@ -119,7 +119,9 @@ def fidelity(question: FidelityQuestion, out: Screen) -> int:
     return SOME_FAILED if counts["failed"] else DONE
 
 
-def trainings(searched: Searched, references: Sequence[Reference], outcomes: Mapping[str, Outcome]) -> pd.DataFrame:
+def trainings(
+    searched: CompletedStudy, references: Sequence[Reference], outcomes: Mapping[str, Outcome]
+) -> pd.DataFrame:
     """A row a candidate, side and seed; accuracies are fractions, NaN where a training failed."""
     import pandas as pd
 
@@ -152,7 +154,7 @@ def trainings(searched: Searched, references: Sequence[Reference], outcomes: Map
 
 
 def _sides(
-    candidate: Candidate, searched: Searched, references: Sequence[Reference], outcomes: Mapping[str, Outcome]
+    candidate: Candidate, searched: CompletedStudy, references: Sequence[Reference], outcomes: Mapping[str, Outcome]
 ) -> Iterator[tuple[str, Evaluation, Result | None, str]]:
     recipe, data, init = searched.experiment.recipe, searched.fingerprint, searched.init
     for seed, result in sorted(searched.proxies[candidate.id].items()):
@@ -164,8 +166,8 @@ def _sides(
 
 
 def judgement(
-    question: FidelityQuestion,
-    searched: Searched,
+    question: FidelityRequest,
+    searched: CompletedStudy,
     references: Sequence[Reference],
     finished: Mapping[str, Mapping[int, Result]],
 ) -> dict[str, Any]:
@@ -175,7 +177,7 @@ def judgement(
     """
     import numpy as np
 
-    from scalesearch.studies.agreement import agreement, means, ranks
+    from scalesearch.fidelity.agreement import agreement, means, ranks
 
     candidates = [candidate for candidate in picked(references) if candidate.id in finished]
     proxies = {candidate.id: searched.proxies[candidate.id] for candidate in candidates}
@@ -243,8 +245,8 @@ def what_is_lost(choice: str, finished: Mapping[str, Mapping[int, Result]]) -> t
     that of the selection: over seeds, by which the two are paired, and validation images. The best is known by the same
     accuracies, so the difference errs upwards.
     """
+    from scalesearch.fidelity.agreement import Estimate
     from scalesearch.selection import Pairs
-    from scalesearch.studies.agreement import Estimate
 
     right = {name: {seed: result.correct for seed, result in seeds.items()} for name, seeds in finished.items()}
     means = {name: mean_accuracy(seeds.values()) for name, seeds in finished.items()}
@@ -264,7 +266,7 @@ def what_is_lost(choice: str, finished: Mapping[str, Mapping[int, Result]]) -> t
     return best, Estimate(value, low, max(0.0, *(high for _, high in bounds)))
 
 
-def caution(searched: Searched, agreed: Agreement, against: str) -> str | None:
+def caution(searched: CompletedStudy, agreed: Agreement, against: str) -> str | None:
     """A warning where the study's training was short and its choice is shallow; None where either is not so.
 
     Short: few epochs, or the training loss was still falling at the end. Shallow: of the candidates that it is tied
@@ -294,7 +296,7 @@ def caution(searched: Searched, agreed: Agreement, against: str) -> str | None:
     )
 
 
-def _shallow(searched: Searched) -> str | None:
+def _shallow(searched: CompletedStudy) -> str | None:
     """How many are deeper than the choice, in words, where that are more than are shallower."""
     chosen = next(one for one in searched.candidates if one.id == searched.choice)
     depth = f"{chosen.network.depth:.4g} {'times the depth' if isinstance(chosen.network, Factory) else 'blocks'}"

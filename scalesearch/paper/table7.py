@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from scalesearch.data import Data, load, val_boxes
 from scalesearch.model import BLOCKS, build_on_meta
 from scalesearch.network import AnyNetwork, Factory, Network
+from scalesearch.paper.dimensions import BASELINE, COMPOUND, SINGLE, matched_points
+from scalesearch.paper.experiment import Experiment, at_least_one, with_interval
+from scalesearch.paper.points import Correct, Point, Setting, Trainings
+from scalesearch.paper.summaries import CONFIDENCE, Difference, published, summarised
 from scalesearch.scaling import Coefficients
 from scalesearch.screen import Screen
-from scalesearch.studies.dimensions import BASELINE, COMPOUND, SINGLE, matched_points
-from scalesearch.studies.experiment import Study, at_least_one, with_interval
-from scalesearch.studies.points import Correct, Point, Setting, Trainings
-from scalesearch.studies.summaries import CONFIDENCE, Difference, published, summarised
 from scalesearch.training import load_weights, resized
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ WAYS = (BASELINE, *SINGLE, COMPOUND)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table7(Study):
+class Table7(Experiment):
     """cost, coefficients: as of figure8, at one cost. images: how many are scored; pictures: how many are shown.
 
     A network of higher resolution has a finer map, which can be sharper whatever the network has learnt. So each map is

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from scalesearch.paper.experiment import Experiment, at_least_one
+from scalesearch.paper.panels import ACCURACY, MACS_RATIO, curve
+from scalesearch.paper.points import Correct, Point, Setting
+from scalesearch.paper.summaries import Difference, Paired, summarised
 from scalesearch.scaling import Coefficients
-from scalesearch.studies.experiment import Study, at_least_one
-from scalesearch.studies.panels import ACCURACY, MACS_RATIO, curve
-from scalesearch.studies.points import Correct, Point, Setting
-from scalesearch.studies.summaries import Difference, Paired, summarised
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +29,7 @@ CENTRE = "centre"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhiCheck(Study):
+class PhiCheck(Experiment):
     """The centre is `coefficients`; of the compute of each other dimension a ray gives the shares `steps` to its own.
 
     A step of 1 is that dimension alone. At phi every split costs 2^phi times the baseline, counted.
@@ -140,6 +140,6 @@ class PhiCheck(Study):
 
 
 def _kendall(one: Any, other: Any) -> float:
-    from scalesearch.studies.agreement import kendall
+    from scalesearch.fidelity.agreement import kendall
 
     return float(kendall(one, other)) if len(one) > 1 else math.nan

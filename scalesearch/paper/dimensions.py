@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from scalesearch.paper.points import Point, Setting, coefficients_of
 from scalesearch.scaling import Coefficients
-from scalesearch.studies.points import Point, Setting, coefficients_of
 
 SINGLE = ("depth", "width", "resolution")
 MIXES = ("depth + width", "depth + resolution", "width + resolution")

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from scalesearch import screen
+from scalesearch.paper.dimensions import BASELINE, COMPOUND, SINGLE
+from scalesearch.paper.experiment import Experiment, at_least_one, with_interval
+from scalesearch.paper.panels import ACCURACY, MACS_RATIO, curve
+from scalesearch.paper.points import Correct, Point, Setting, coefficients_of
+from scalesearch.paper.summaries import Difference, Paired, published, summarised
 from scalesearch.scaling import Coefficients
-from scalesearch.studies.dimensions import BASELINE, COMPOUND, SINGLE
-from scalesearch.studies.experiment import Study, at_least_one, with_interval
-from scalesearch.studies.panels import ACCURACY, MACS_RATIO, curve
-from scalesearch.studies.points import Correct, Point, Setting, coefficients_of
-from scalesearch.studies.summaries import Difference, Paired, published, summarised
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +24,7 @@ PAPERS = {"mobilenetv1": "MobileNetV1", "mobilenetv2": "MobileNetV2"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table3(Study):
+class Table3(Experiment):
     """cost: times each baseline's counted multiply-adds; coefficients: those of compound scaling, the same for all."""
 
     cost: float

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from scalesearch.paper.dimensions import BASELINE, COMPOUND, MIXES, SINGLE, matched_points
+from scalesearch.paper.experiment import Experiment, at_least_one
+from scalesearch.paper.panels import ACCURACY, curve, macs_unit
+from scalesearch.paper.points import Correct, Point, Setting
+from scalesearch.paper.summaries import Difference, Paired, summarised
 from scalesearch.scaling import Coefficients
-from scalesearch.studies.dimensions import BASELINE, COMPOUND, MIXES, SINGLE, matched_points
-from scalesearch.studies.experiment import Study, at_least_one
-from scalesearch.studies.panels import ACCURACY, curve, macs_unit
-from scalesearch.studies.points import Correct, Point, Setting
-from scalesearch.studies.summaries import Difference, Paired, summarised
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure8(Study):
+class Figure8(Experiment):
     """costs: times the baseline's counted multiply-adds; coefficients: those of compound scaling."""
 
     costs: Sequence[float]

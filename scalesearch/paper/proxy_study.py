@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from scalesearch.studies.agreement import agreement, spearman
-from scalesearch.studies.experiment import Study, with_interval
-from scalesearch.studies.panels import ACCURACY
-from scalesearch.studies.points import Correct, Point, Setting
-from scalesearch.studies.summaries import CONFIDENCE, Difference, Paired, published, summarised
+from scalesearch.fidelity.agreement import agreement, spearman
+from scalesearch.paper.experiment import Experiment, with_interval
+from scalesearch.paper.panels import ACCURACY
+from scalesearch.paper.points import Correct, Point, Setting
+from scalesearch.paper.summaries import CONFIDENCE, Difference, Paired, published, summarised
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +29,7 @@ PAPERS = {"small": "ResNet29 pre-activation", "large": "ResNet164 pre-activation
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProxyStudy(Study):
+class ProxyStudy(Experiment):
     """mixup: alpha of the variants that use it (arXiv:1710.09412 takes 1 for CIFAR).
 
     The baselines are four: the small network, the same with SE, the large one, and that with SE.

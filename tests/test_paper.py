@@ -25,21 +25,21 @@ from scalesearch.data import DataSpec, load
 from scalesearch.executor import EXECUTORS
 from scalesearch.model import build
 from scalesearch.network import from_table
+from scalesearch.paper import EXPERIMENTS
+from scalesearch.paper.b_series import BSeries
+from scalesearch.paper.dimensions import COMPOUND, MIXES, SINGLE, matched_points
+from scalesearch.paper.experiment import draw, read_summary
+from scalesearch.paper.figure3 import Figure3, saturation
+from scalesearch.paper.figure4 import Figure4
+from scalesearch.paper.figure8 import Figure8
+from scalesearch.paper.latency_study import LatencyStudy
+from scalesearch.paper.phi_check import CENTRE, PhiCheck
+from scalesearch.paper.points import MATCHED, Setting, coefficients_of
+from scalesearch.paper.proxy_study import ProxyStudy
+from scalesearch.paper.summaries import Paired, published, summarised
+from scalesearch.paper.table3 import Table3
+from scalesearch.paper.table7 import Table7, class_maps, first_of_each_class, in_boxes, map_side, num_maps, scores
 from scalesearch.scaling import Coefficients, Rounding
-from scalesearch.studies import EXPERIMENTS
-from scalesearch.studies.b_series import BSeries
-from scalesearch.studies.dimensions import COMPOUND, MIXES, SINGLE, matched_points
-from scalesearch.studies.experiment import draw, read_summary
-from scalesearch.studies.figure3 import Figure3, saturation
-from scalesearch.studies.figure4 import Figure4
-from scalesearch.studies.figure8 import Figure8
-from scalesearch.studies.latency_study import LatencyStudy
-from scalesearch.studies.phi_check import CENTRE, PhiCheck
-from scalesearch.studies.points import MATCHED, Setting, coefficients_of
-from scalesearch.studies.proxy_study import ProxyStudy
-from scalesearch.studies.summaries import Paired, published, summarised
-from scalesearch.studies.table3 import Table3
-from scalesearch.studies.table7 import Table7, class_maps, first_of_each_class, in_boxes, map_side, num_maps, scores
 from scalesearch.training import Recipe, resized, run_specification
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -328,7 +328,7 @@ def test_a_plan_warns_of_a_cpu_that_emulates_bfloat16(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("scalesearch.studies.experiment.instructions", lambda: frozenset(found))
+    monkeypatch.setattr("scalesearch.paper.experiment.instructions", lambda: frozenset(found))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     overrides = (f"recipe.autocast={autocast}", "experiment.costs=[2]", f"workspace={tmp_path}")
     assert call("plan", "figure8", *overrides) == 0
@@ -343,7 +343,7 @@ def planted(
     points: list[Any], accuracy: dict[tuple[str, float], float], *, seeds: int = 3, images: int = 4000
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """results.csv and what is right, as if each (curve, at) had that accuracy on images equally hard for all."""
-    from scalesearch.studies.points import point_values
+    from scalesearch.paper.points import point_values
 
     hardness = np.random.default_rng(0).permutation(images) / images
     rows, right = [], {}

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalesearch import pretrained
-from scalesearch.budget import Limits, Meter
+from scalesearch.budget import Limits, Profiler
 from scalesearch.cost import cost
 from scalesearch.data import DataSpec, load
 from scalesearch.evaluation import Evaluation, Evaluator, Outcome
@@ -105,7 +105,7 @@ class Setting:
         """
         limits = Limits(macs=_ROOM * ratio * cost(base).macs)
         variant = fit(
-            base, coefficients, limits, rounding=self.rounding, meter=Meter(batch_size=self.recipe.batch_size)
+            base, coefficients, limits, rounding=self.rounding, meter=Profiler(batch_size=self.recipe.batch_size)
         ).variant
         if abs(variant.macs_ratio / ratio - 1) > MATCHED:
             raise ValueError(

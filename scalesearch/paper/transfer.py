@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from scalesearch.data import describe
+from scalesearch.paper.dimensions import BASELINE, COMPOUND
+from scalesearch.paper.experiment import Experiment, at_least_one, with_interval
+from scalesearch.paper.panels import ACCURACY, curve
+from scalesearch.paper.points import Correct, Point, Setting
+from scalesearch.paper.summaries import Difference, Paired, published, summarised
 from scalesearch.scaling import Coefficients
-from scalesearch.studies.dimensions import BASELINE, COMPOUND
-from scalesearch.studies.experiment import Study, at_least_one, with_interval
-from scalesearch.studies.panels import ACCURACY, curve
-from scalesearch.studies.points import Correct, Point, Setting
-from scalesearch.studies.summaries import Difference, Paired, published, summarised
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +24,7 @@ PRETRAINED, TUNED, SCRATCH = "pretrained", "tuned", "from scratch"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transfer(Study):
+class Transfer(Experiment):
     """The baseline and the compound variant of `cost`, trained on `data` and tuned on `target`, or trained there anew.
 
     epochs, batch_size, learning_rate: on the target, the same for tuned networks and for those from scratch. With

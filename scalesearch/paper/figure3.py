@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from scalesearch.studies.experiment import Study, at_least_one
-from scalesearch.studies.panels import ACCURACY, curve, macs_unit
-from scalesearch.studies.points import Correct, Point, Setting
-from scalesearch.studies.summaries import summarised
+from scalesearch.paper.experiment import Experiment, at_least_one
+from scalesearch.paper.panels import ACCURACY, curve, macs_unit
+from scalesearch.paper.points import Correct, Point, Setting
+from scalesearch.paper.summaries import summarised
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +23,7 @@ LETTERS = {"width": "w", "depth": "d", "resolution": "r"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure3(Study):
+class Figure3(Experiment):
     """widths, depths, resolutions: multipliers of the baseline, the others kept at 1, at whatever they cost."""
 
     widths: Sequence[float]

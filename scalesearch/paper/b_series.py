@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from scalesearch import screen
 from scalesearch.cost import cost
 from scalesearch.network import AnyNetwork
+from scalesearch.paper.experiment import Experiment
+from scalesearch.paper.summaries import published
 from scalesearch.scaling import Coefficients, Rounding, resize, scale
-from scalesearch.studies.experiment import Study
-from scalesearch.studies.summaries import published
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,7 @@ B0 = "efficientnet_b0"
 
 
 @dataclass(frozen=True, kw_only=True)
-class BSeries(Study):
+class BSeries(Experiment):
     """coefficients: alpha, beta, gamma of the rule; phis: at which it is taken by the letter.
 
     The released networks and the paper's Table 2 stand beside it where the baseline is efficientnet_b0.

@@ -32,13 +32,22 @@ from scalesearch import cli, config
 from scalesearch.cost import cost
 from scalesearch.evaluation import Evaluation
 from scalesearch.executor import EXECUTORS
+from scalesearch.fidelity import SHORT_EPOCHS, caution, what_is_lost
+from scalesearch.fidelity.agreement import (
+    Agreement,
+    Estimate,
+    agreement,
+    kendall,
+    means,
+    perfect_limit,
+    ranks,
+    spearman,
+)
+from scalesearch.fidelity.references import CompletedStudy, read_search, spread
 from scalesearch.ledger import Ledger, lock_study
 from scalesearch.network import Network, from_table
+from scalesearch.paper import EXPERIMENTS
 from scalesearch.scaling import scale
-from scalesearch.studies import EXPERIMENTS
-from scalesearch.studies.agreement import Agreement, Estimate, agreement, kendall, means, perfect_limit, ranks, spearman
-from scalesearch.studies.fidelity import SHORT_EPOCHS, caution, what_is_lost
-from scalesearch.studies.references import Searched, read_search, spread
 from scalesearch.training import Result
 
 # MLflow's own: it leaves sqlite connections to the garbage collector.
@@ -452,9 +461,11 @@ def test_a_proxy_that_is_right_is_believed(searched: Callable[..., Place]) -> No
     assert entry["warning"] is None, "the choice is the deepest"
 
 
-def study_of(place: Place, *, epochs: float, losses: Sequence[float], choice: str, tied: Sequence[str]) -> Searched:
+def study_of(
+    place: Place, *, epochs: float, losses: Sequence[float], choice: str, tied: Sequence[str]
+) -> CompletedStudy:
     """The planted study as if it had trained so long, with such losses, and come to such a choice."""
-    question = config.FidelityQuestion(
+    question = config.FidelityRequest(
         **{"study": STUDY, "workspace": place.workspace, "against": "epochs", "factor": 4.0},
         **{"candidates": 5, "seeds": None, "function": None, "dry_run": False, "retry": False},
         **{"executor_name": "local", "executor": {}},
@@ -482,7 +493,11 @@ WARNED: list[tuple[float, Sequence[float], tuple[str, Sequence[str]], str | None
     (1, FALLING, ("c05", ("c01",)), None),
 ]
 GAINS: list[tuple[Estimate, str, str]] = [
-    (Estimate(-0.5, -0.8, -0.2), "epochs", "Trained longer the deeper ones lose ranks here (tau -0.50 (-0.80 to -0"),
+    (
+        Estimate(-0.5, -0.8, -0.2),
+        "epochs",
+        "Trained longer the deeper ones lose ranks here (tau -0.50 (-0.80 to -0",
+    ),
     (Estimate(-0.5, -0.8, -0.2), "epochs", "-0.20)), which is more than chance"),
     (Estimate(0.5, -0.2, 0.8), "phi", "Scaled further, with the training as short as before, the deeper ones gain"),
     (Estimate(0.5, -0.2, 0.8), "proxy", "which cannot be told from chance"),
@@ -531,7 +546,7 @@ def test_every_side_and_seed_has_a_row(place: Place) -> None:
     assert place.answers()[0]["factor"] == 1.5
 
 
-def networks_of(place: Place, *words: str) -> tuple[config.Experiment, pd.DataFrame, dict[str, Network]]:
+def networks_of(place: Place, *words: str) -> tuple[config.StudySettings, pd.DataFrame, dict[str, Network]]:
     """The study, its trials, and the networks that were trained as references, by candidate."""
     assert place.fidelity(*words).code == 0
     experiment = config.load_settings(place.study)
