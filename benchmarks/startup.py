@@ -19,7 +19,7 @@ COMMANDS = {
     "scalesearch --help": [SCALESEARCH, "--help"],
     "scalesearch cost": [SCALESEARCH, "cost"],
     "scalesearch plan": [SCALESEARCH, "plan"],
-    "scalesearch plan experiments=nni_space": [SCALESEARCH, "plan", "experiments=nni_space"],
+    "scalesearch plan experiment=nni_space": [SCALESEARCH, "plan", "experiment=nni_space"],
 }
 
 

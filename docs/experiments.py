@@ -5,34 +5,34 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
-from scalesearch import screen
+from scalesearch.config import from_yaml
 from scalesearch.paper import EXPERIMENTS
+from scalesearch.text import duration
 
 ROOT = Path(__file__).resolve().parent.parent
 INTRODUCTION = """\
 # The paper's experiments, at equal counted cost
 
 `python docs/experiments.py` writes this page from the tables in [experiments/](../experiments). Each experiment
-is one command, goes on where it stopped, and shares its trainings with every other and with the search;
-`scalesearch plan NAME` says beforehand what it would train and how long that would take. Everything below was
-trained on two CPU cores with AVX-512 and bfloat16; `recipe.autocast=bfloat16` stands in a command where its
-trainings were made in that. Without it a timing decides (`auto`), and a processor without the instructions takes
-float32.
+is one command. It continues where it stopped, and shares its trainings with every other experiment and with the
+search. `scalesearch plan NAME` shows beforehand what it would train and how long that would take. Everything below
+was trained on two CPU cores with AVX-512 and bfloat16. A command has `recipe.autocast=bfloat16` if its trainings
+were made in bfloat16. Without this setting a timing decides (`auto`), and a processor without the instructions
+uses float32.
 
-Networks that are compared cost the same **counted** multiply-adds, within 3 %. One solver brings all of them
-there: the rule of rounding first, then the fewest departures from it (`moves` in results.csv). A single
-dimension is scaled alone, a mix of two and compound scaling split a doubling equally between theirs: no
-coefficient was tuned for the figures. Accuracies are of 10,000 validation images, means over seeds; intervals
-are at 95 %, with the variation between seeds pooled over an experiment's networks, and differences are taken
-seed by seed and image by image. In figure8 the best single dimension is chosen on the images that it is then
-compared on, which favours it over compound scaling.
+Networks that are compared cost the same **counted** multiply-adds, within 3 %. One solver brings all of them to
+that cost. It applies the rounding rule first, and then the fewest departures from the rule (`moves` in
+results.csv). A single dimension is scaled alone. A mix of two dimensions, and compound scaling, split each
+doubling equally between their dimensions. No coefficient was tuned for the figures. Accuracies are means over
+seeds on 10,000 validation images. Intervals are at 95 %, with the variation between seeds pooled over all
+networks of an experiment. Differences are taken seed by seed and image by image. In figure8 the best single
+dimension is chosen on the same images on which it is then compared, which favours it over compound scaling.
 
-The setting is [data=fashion_scenes](../conf/data/fashion_scenes.yaml) with
-[preresnet_tiny](../conf/baseline/preresnet_tiny.yaml), a residual network of three blocks: small enough for two
-cores, and chosen, by hand and before these runs, so that its three dimensions are worth about the same. On
-plain Fashion-MNIST at twice the cost the leaders tie ([first_search](../experiments/first_search/README.md)).
+Most experiments use [data=fashion_scenes](../conf/data/fashion_scenes.yaml) with
+[preresnet_tiny](../conf/baseline/preresnet_tiny.yaml), a residual network of three blocks. It is small enough for
+two cores. It was chosen by hand, before these runs, so that its three dimensions are worth about the same. On
+plain Fashion-MNIST, at twice the cost, the leaders tie ([first_search](../experiments/first_search/README.md)).
 
 | experiment | question |
 |---|---|
@@ -42,9 +42,8 @@ TRIED = """\
 
 {two_blocks}
 Not tried: four epochs instead of two, coefficients found by our own search instead of equal shares,
-MobileNetV2's blocks in figure8, and 16 times the cost. What a GPU would have to show is in the configurations
-below: networks that are trained to their end, on photographs, at costs where depth is not held back by two
-epochs.
+MobileNetV2's blocks in figure8, and 16 times the cost. The configurations below are for tests on a GPU: networks
+that are fully trained, on photographs, at costs where depth is not limited by two epochs of training.
 
 ## Configurations for a GPU, not run
 
@@ -57,11 +56,11 @@ def gallery() -> str:
     """The page. Order: that of `EXPERIMENTS`."""
     recorded = {name: json.loads((folder(name) / "finding.json").read_text()) for name in EXPERIMENTS if there(name)}
     lines = [INTRODUCTION.rstrip()]
-    lines += [f"| [{name}](#{name}) | {entry['asks']} |" for name, entry in recorded.items()]
+    lines += [f"| [{name}](#{name}) | {entry['question']} |" for name, entry in recorded.items()]
     for name, entry in recorded.items():
         pictures = "\n\n".join(f"![{name}](../experiments/{name}/figures/{figure})" for figure in entry["figures"])
         cost = (
-            f"{entry['trainings']} trainings ({entry['seeds']} seeds), {screen.duration(entry['train_seconds'])} of "
+            f"{entry['trainings']} trainings ({entry['seeds']} seeds), {duration(entry['train_seconds'])} of "
             "training on one thread each, shared with the others"
             if entry["trainings"]
             else "nothing is trained"
@@ -70,7 +69,7 @@ def gallery() -> str:
             "",
             f"## {name}",
             "",
-            f"{entry['asks']} `{entry['command']}`: {cost}.",
+            f"{entry['question']} `{entry['command']}`: {cost}.",
             "",
             f"**Ours.** {entry['finding']}",
             "",
@@ -78,22 +77,21 @@ def gallery() -> str:
             "",
             pictures,
             "",
-            *(f"- {sentence}" for sentence in entry["rests_on"]),
+            *(f"- {sentence}" for sentence in entry["caveats"]),
             "",
             f"Tables: [README](../experiments/{name}/README.md).",
         ]
     two = ROOT / "experiments" / "figure8_two_blocks" / "finding.json"
-    said = ""
+    words = ""
     if two.exists():
-        said = (
-            "Two blocks a stage ([figure8_two_blocks](../experiments/figure8_two_blocks/README.md)), where compound "
+        words = (
+            "Two blocks per stage ([figure8_two_blocks](../experiments/figure8_two_blocks/README.md)), where compound "
             f"scaling is less lopsided at 4 times the cost: {json.loads(two.read_text())['finding']}\n"
         )
-    lines += ["", TRIED.format(two_blocks=said).rstrip()]
-    for path in sorted((ROOT / "experiments").glob("*.yaml")):
-        head: Any = re.search(r"# Question: (.*)\n# Command: (.*)\n# Not run", path.read_text())
-        if head:
-            lines.append(f"| `{head[2]}` | {head[1]} |")
+    lines += ["", TRIED.format(two_blocks=words).rstrip()]
+    for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml")):
+        if head := re.search(r"# Command: (.*)\n# Not run", path.read_text()):
+            lines.append(f"| `{head[1]}` | {from_yaml(path)['experiment']['question']} |")
     return "\n".join(lines) + "\n"
 
 

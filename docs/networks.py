@@ -2,7 +2,7 @@
 
     python docs/networks.py
 
-What it measures is what tests/test_families.py asserts. Footprint the extra `timm`; takes about a minute on one core.
+What it measures is what tests/test_families.py asserts. Needs the extra `timm`; takes about a minute on one core.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PAGE = ROOT / "docs" / "networks.md"
 
 
 class Row(NamedTuple):
-    """A row of networks.csv. Published figures are in millions; their exponent is that of the last printed digit."""
+    """A row of networks.csv. Published figures are in millions, each with the exponent of its last printed digit."""
 
     name: str
     baseline: str
@@ -54,7 +54,7 @@ class Row(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """One network, counted in three ways, and compared. What is the library's is None where no library has it."""
+    """One network, counted in three ways, and compared. The library's values are None if no library has the network."""
 
     params: int
     macs: int
@@ -191,7 +191,7 @@ def compare(theirs: nn.Module, ours: nn.Module, made: Network) -> tuple[float, f
     """(largest difference of a logit, mean deviation of a logit between images) of two images with the same weights.
 
     Weights are random and the running statistics are near those of the images, so that no signal dies or explodes on
-    its way and logits are about 1. What pairs them is what a training with `init` starts with.
+    its way and logits are about 1. They are paired by the code that a training with `init` uses.
     """
     generator = torch.Generator().manual_seed(made.resolution)
     images = torch.randn(2, made.in_channels, made.resolution, made.resolution, generator=generator)
@@ -222,7 +222,7 @@ def _randomise(module: nn.Module, generator: torch.Generator) -> None:
 
 @contextmanager
 def _statistics(module: nn.Module, generator: torch.Generator) -> Iterator[None]:
-    """While it is open, each batch norm that runs first takes statistics near those of what it gets, and keeps them."""
+    """While it is open, each batch norm first sets its statistics close to those of its input, and keeps them."""
 
     def near(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
         (x,) = inputs
@@ -243,16 +243,16 @@ def _statistics(module: nn.Module, generator: torch.Generator) -> Iterator[None]
 
 # Published figures
 
-_SLIM = "slim leaves out scale and shift of the batch norms"
+_SLIM = "slim does not count the scale and shift of the batch norms"
 _V3_SMALL = "the paper's network has 1280 features before its classifier, the libraries' have 1024"
-_MORE = "more is counted than convolutions and linear layers; the source does not say what"
-_README = "the README counts 0.6 operations an output more; the paper's own 312 M is what is counted here"
-_PAPER = "the paper does not say what it counts; torchvision prints the number that is counted here"
-_IMGCLSMOB = "norms, activations and poolings are counted as well"
-_LAYER_NORM = "a layer norm is counted as five operations an element"
-_CUT = "cut or rounded further than the digits that are printed"
+_MORE = "the source counts more than convolutions and linear layers, and does not specify what"
+_README = "the README counts 0.6 operations per output more; the count here is the paper's own 312 M"
+_PAPER = "the paper does not specify what it counts; torchvision prints the count given here"
+_IMGCLSMOB = "the source also counts norms, activations and poolings"
+_LAYER_NORM = "the source counts a layer norm as five operations per element"
+_CUT = "the source truncates or rounds to fewer digits than it prints"
 
-# (row, figure): percent that is counted here above the published figure, and why.
+# (row, figure): by how many percent the count here is above the published figure, and why.
 OTHER_COUNTS: dict[tuple[str, str], tuple[float, str]] = {
     ("mobilenetv2_100", "params"): (3.1, "3.47 M without batch norms, printed as 3.4"),
     ("mobilenetv2_100", "macs"): (0.3, _CUT),
@@ -284,14 +284,14 @@ OTHER_COUNTS: dict[tuple[str, str], tuple[float, str]] = {
     ("efficientnet_lite3", "macs"): (-3.9, _MORE),
     ("efficientnet_lite4", "macs"): (-3.3, _MORE),
     ("efficientnetv2_m", "macs"): (-0.5, _MORE),
-    ("efficientnetv2_l", "params"): (-0.8, "torchvision, with weights converted from it, prints what is counted here"),
+    ("efficientnetv2_l", "params"): (-0.8, "torchvision, with weights converted from it, prints the count given here"),
     ("efficientnetv2_l", "macs"): (-0.4, _MORE),
-    ("resnet152", "macs"): (4.7, "11.3 G in the ResNet paper, whose stride is in the first 1x1"),
-    ("seresnet50", "macs"): (5.7, "the paper's stride is in the first 1x1"),
-    ("resnext101_64x4d", "params"): (-0.6, "83.46 M, rounded by way of 83.5"),
+    ("resnet152", "macs"): (4.7, "11.3 G in the ResNet paper, which has the stride in the first 1x1"),
+    ("seresnet50", "macs"): (5.7, "the paper has the stride in the first 1x1"),
+    ("resnext101_64x4d", "params"): (-0.6, "83.46 M, rounded to 83.5 and then to 84"),
     ("preresnet20", "macs"): (-1.1, _IMGCLSMOB),
     ("preresnet164", "macs"): (-2.9, _IMGCLSMOB),
-    ("se_preresnet164", "params"): (0.0, "imgclsmob has a norm behind the stem and none before the pooling: 480 fewer"),
+    ("se_preresnet164", "params"): (0.0, "imgclsmob has a norm after the stem and none before the pooling: 480 fewer"),
     ("se_preresnet164", "macs"): (-3.3, _IMGCLSMOB),
     ("vit_tiny_patch16_224", "macs"): (-0.5, _LAYER_NORM),
     ("vit_small_patch16_224", "macs"): (-0.2, _LAYER_NORM),
@@ -316,19 +316,20 @@ def as_printed(counted: Decimal, published: Decimal) -> bool:
 _HEAD = """\
 # Networks
 
-Every network that a rule of `conf/rounding` makes of a table of `conf/baseline`, and that a library or a paper knows.
-Made by
+This page lists the networks that a rounding rule of `conf/rounding` makes from a table of `conf/baseline`, and that a
+library or a paper also has. This command writes the page:
 
     python docs/networks.py
 
-from `scalesearch/networks.csv`, whose head says what the sources are. `tests/test_families.py` measures it all again.
+It reads `scalesearch/networks.csv`, where comments at the top name the sources. `tests/test_families.py` measures
+everything again.
 
-- **made by**: the rule of rounding, the multipliers of depth and width where they are not 1, and the resolution.
+- **made by**: the rounding rule, the multipliers of depth and width where they are not 1, and the resolution.
 - **params**, in millions: counted here, counted in the library, published.
 - **multiply-adds** of one image, in millions: counted here; counted by torch's `FlopCounterMode`, which gives the same
   number for the module built here and for the library's; published.
-- **logits**: the largest difference between the library's logits and ours, which are about 1, for the same random
-  weights and running statistics, two images and two resolutions, in float32.
+- **logits**: the largest difference between the library's logits and ours, in float32. Both networks have the same
+  random weights and running statistics, and get two images at each of two resolutions. The logits are about 1.
 
 """
 
@@ -364,7 +365,7 @@ def page(measured: dict[str, Measurement]) -> str:
     notes: dict[str, list[str]] = {}
     for (name, figure), (percent, why) in OTHER_COUNTS.items():
         notes.setdefault(why, []).append(f"{name} ({figure} {percent:+.1f} %)")
-    lines += ["Beyond their rounding, by how much what is counted here is above them, and why.", ""]
+    lines += ["By how much the count here is above the published figure, beyond its rounding, and why:", ""]
     lines += [f"- {', '.join(names)}: {why}." for why, names in notes.items()]
     return _HEAD + "\n".join(lines) + "\n"
 

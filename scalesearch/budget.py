@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+from scalesearch.checks import between, checked
 from scalesearch.cost import cost
 from scalesearch.latency import latency
 from scalesearch.ledger import Measured
@@ -25,12 +26,12 @@ from scalesearch.model import identity
 from scalesearch.network import AnyNetwork
 
 
-@dataclass(frozen=True)
+@checked("budget")
 class Budget:
     """A candidate's counted multiply-adds must be `macs_ratio` times the 1x network's, within `tolerance` of that."""
 
-    macs_ratio: float
-    tolerance: float
+    macs_ratio: Annotated[float, between(1e-3, 1e6, "multiply-adds of a candidate, as a multiple of the 1x network's")]
+    tolerance: Annotated[float, between(0, 1e6, "how far from that they may be, as a share of it")]
 
     def admits(self, ratio: float) -> bool:
         """Whether a network of `ratio` times the baseline's multiply-adds meets the budget.
@@ -55,15 +56,15 @@ class Limits:
         """Metric to limit, of those that have one; the ones that cost least to find out come first."""
         return {name: limit for name in METRICS if (limit := getattr(self, name)) is not None}
 
-    def use(self, network: AnyNetwork, meter: Profiler) -> dict[str, float]:
+    def use(self, network: AnyNetwork, profiler: Profiler) -> dict[str, float]:
         """Metric to the share of its limit that `network` needs: 1 is all of it."""
-        return {name: METRICS[name](network, meter) / limit for name, limit in self.given().items()}
+        return {name: METRICS[name](network, profiler) / limit for name, limit in self.given().items()}
 
-    def most(self, network: AnyNetwork, meter: Profiler) -> tuple[float, str]:
+    def most(self, network: AnyNetwork, profiler: Profiler) -> tuple[float, str]:
         """The largest share and its metric; as soon as one is above 1, that one: the others are not looked at."""
         largest = (0.0, "")
         for name, limit in self.given().items():
-            largest = max(largest, (METRICS[name](network, meter) / limit, name))
+            largest = max(largest, (METRICS[name](network, profiler) / limit, name))
             if largest[0] > 1:
                 break
         return largest
@@ -90,7 +91,7 @@ class Footprint(NamedTuple):
 
 
 class Profiler:
-    """Finds out what networks need.
+    """Computes and measures what networks need.
 
     Args:
         batch_size: images of the step that `training_memory` is of.
@@ -102,8 +103,12 @@ class Profiler:
         self.batch_size = batch_size
         self._path = None if workspace is None else workspace / "latency.json"
 
-    def needs(self, network: AnyNetwork) -> Footprint:
-        """What tables show. Errors: ValueError as of `memory.Memory.training_activations`."""
+    def footprint(self, network: AnyNetwork) -> Footprint:
+        """What tables show.
+
+        Raises:
+            ValueError: as `memory.Memory.training_activations`.
+        """
         timed = cost(network).macs <= _MOST_TIMED_MACS and _fits(network)
         return Footprint(
             memory=round(METRICS["memory"](network, self)),
@@ -114,7 +119,8 @@ class Profiler:
     def latency_ms(self, network: AnyNetwork) -> float:
         """Median milliseconds of one image: on one thread of the CPU, or on the GPU where there is one.
 
-        Errors: ValueError for a network that this machine has no memory for.
+        Raises:
+            ValueError: this machine has no memory for the network.
         """
         key = hashlib.sha256(json.dumps(identity(network), sort_keys=True).encode()).hexdigest()
         known = self._latencies.get(key)
@@ -136,7 +142,8 @@ class Profiler:
 def parse(value: object, metric: str) -> float:
     """The number that a person wrote as the limit of a metric: 300M, 1.5G, 512MiB, 2GB, 20, or a plain number.
 
-    Errors: ValueError with the key and what would be right.
+    Raises:
+        ValueError: with the key and what would be right.
 
     >>> parse("300M", "macs"), parse("512MiB", "memory"), parse(20, "latency_ms")
     (300000000.0, 536870912.0, 20.0)
@@ -180,8 +187,8 @@ METRICS: dict[str, Callable[[AnyNetwork, Profiler], float]] = {
     "macs": lambda network, _: cost(network).macs,
     "params": lambda network, _: cost(network).params,
     "memory": lambda network, _: _memory(network).inference,
-    "training_memory": lambda network, meter: _memory(network, meter.batch_size).training,
-    "latency_ms": lambda network, meter: meter.latency_ms(network),
+    "training_memory": lambda network, profiler: _memory(network, profiler.batch_size).training,
+    "latency_ms": lambda network, profiler: profiler.latency_ms(network),
 }
 
 

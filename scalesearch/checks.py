@@ -5,7 +5,8 @@
         epochs: Annotated[float, between(0.01, 10_000, "passes over the training images")]
 
 `Recipe(epochs=-1)` raises a ValueError that says "recipe.epochs is -1; it must be a number from 0.01 to 10000".
-Checks of several fields together stand in `__post_init__`, which raises ValueError with a whole sentence.
+Checks of several fields together stand in `__post_init__`, which raises ValueError with a whole sentence; a field's own
+validator raises one with what follows "epochs is -1; ".
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import functools
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, dataclass_transform, get_args, get_origin
 
 import pydantic
@@ -26,6 +28,7 @@ from pydantic.fields import FieldInfo
 from scalesearch.text import near
 
 Class = TypeVar("Class")
+_SECTION = "section of the message"  # no field has this name
 _CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
@@ -59,10 +62,11 @@ def checked(section: str = "", *, kw_only: bool = False) -> Callable[[type[Class
 
         @functools.wraps(validate)
         def __init__(self: Any, *positional: Any, **values: Any) -> None:  # noqa: N807
+            where = values.pop(_SECTION, section)
             try:
                 validate(self, *positional, **values)
             except ValidationError as error:
-                raise ValueError(_sentence(error, type(self), section)) from None
+                raise ValueError(_sentence(error, type(self), where)) from None
 
         made.__init__ = __init__
         made.__section__ = section
@@ -75,9 +79,15 @@ def parse(cls: type[Class], values: object, section: str | None = None) -> Class
     """The checked dataclass of plain values, as a YAML has them. Errors: ValueError."""
     where = getattr(cls, "__section__", "") if section is None else section
     if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
-        raise ValueError(f"{where} is {values!r}; it must be a group of settings, such as one of conf/{where}/")
+        names = ", ".join(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+        raise ValueError(f"{where} is {_shown(values)}; it must be a group of settings: {names}")
     known(values, [field.name for field in dataclasses.fields(cls)], where)  # type: ignore[arg-type]
-    return cls(**values)
+    hints = typing.get_type_hints(cls)
+    nested = {key for key in values if hasattr(hints[key], "__section__") and not isinstance(values[key], hints[key])}
+    given = {
+        key: parse(hints[key], one, _place(where, (key,))) if key in nested else one for key, one in values.items()
+    }
+    return cls(**given, **({_SECTION: where} if hasattr(cls, "__section__") else {}))
 
 
 def value(given: object, kind: Any, name: str) -> Any:
@@ -86,7 +96,9 @@ def value(given: object, kind: Any, name: str) -> Any:
         return TypeAdapter(kind, config=_CONFIG).validate_python(given, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(_refusal(_place(name, first["loc"]), first["input"], kind)) from None
+        where = _place(name, first["loc"])
+        said = f"{where} is {first['input']!r}; {first['ctx']['error']}" if first["type"] == "value_error" else ""
+        raise ValueError(said or _refusal(where, first["input"], kind)) from None
 
 
 def known(values: Mapping[str, Any], names: list[str], section: str) -> None:
@@ -141,6 +153,7 @@ def words(kind: Any) -> str:
 _WORDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
+    Decimal: "a number",
     str: "a string",
     bool: "true or false",
     list: "a list",
@@ -163,17 +176,21 @@ def _sentence(error: ValidationError, cls: type[Any], section: str) -> str:
     errors = error.errors()
     # A misspelt key is missing as well: that it is not known says more.
     first = next((one for one in errors if one["type"] == "unexpected_keyword_argument"), errors[0])
-    if first["type"] == "value_error":
+    if first["type"] == "value_error" and not first["loc"]:  # of `__post_init__`: a whole sentence
         return str(first["ctx"]["error"])
-    name = _place(section, first["loc"])
     fields = [field.name for field in dataclasses.fields(cls)]
+    outer, *inner = first["loc"]
+    outer = fields[outer] if isinstance(outer, int) else outer  # of a value that was given by position
+    name = _place(section, (outer, *inner))
+    if first["type"] == "value_error":  # of a field's own validator
+        return f"{name} is {first['input']!r}; {first['ctx']['error']}"
     if first["type"] == "unexpected_keyword_argument":
-        return f"{name} is not a known key{near(first['loc'][0], fields)}"
+        return f"{name} is not a known key{near(outer, fields)}"
     if first["type"] in ("missing", "missing_argument"):
         return f"{name} is missing"
     hints = typing.get_type_hints(cls, include_extras=True)
-    kind = hints[str(first["loc"][0])]
-    for part in first["loc"][1:]:
+    kind = hints[outer]
+    for part in inner:
         kind = _inside(kind) if isinstance(part, int) else kind
     return _refusal(name, first["input"], kind)
 
@@ -190,7 +207,11 @@ def _refusal(name: str, given: object, kind: Any) -> str:
     choices = _choices(kind)
     if choices and isinstance(given, str):
         return f"{name} is {given!r}{near(given, choices)}"
-    return f"{name} is {given!r}; it must be {words(kind)}"
+    return f"{name} is {_shown(given)}; it must be {words(kind)}"
+
+
+def _shown(given: object) -> str:
+    return str(given) if isinstance(given, Decimal) else repr(given)
 
 
 def _choices(kind: Any) -> list[str]:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scalesearch.model import build_on_meta, classifier, layers
 from scalesearch.network import AnyNetwork, Factory
+from scalesearch.text import raised
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Cost:
 
 @lru_cache(maxsize=4096)
 def cost(network: AnyNetwork) -> Cost:
-    """The whole network's cost. Errors: ValueError for a block that nobody knows."""
+    """The whole network's cost. Raises: ValueError: a row does not fit its block or its place."""
     total = Cost(0, 0, 0)
     for _, part in stage_costs(network):
         total += part
@@ -75,10 +76,9 @@ def _counted(network: Factory) -> Cost:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             logits = module(torch.empty(1, network.in_channels, side, side, device="meta"))
     except (Exception, SystemExit) as error:  # the user's own code, or an operation that torch has no meta kernel for
-        said = " ".join(str(error).split())[:300]
         raise ValueError(
             f"{network.function}: its forward pass on {network.in_channels} x {side} x {side} images raised "
-            f"{type(error).__name__}: {said}"
+            f"{raised(error)}"
         ) from error
     if not isinstance(logits, Tensor) or logits.shape != (1, network.num_classes):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

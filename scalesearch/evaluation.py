@@ -1,7 +1,7 @@
 """An evaluation: the pure function of (network, recipe, data, seed) that everything else is made of.
 
-`Evaluator.run` is the one place where evaluations are carried out: what the ledger has is taken from there,
-the rest goes to the executor, and each result is in the ledger before anybody else hears of it.
+`Evaluator.run` is the one place where evaluations run: what the ledger has is taken from there, the rest goes to the
+executor, and each result is in the ledger before anybody else sees it.
 """
 
 from __future__ import annotations
@@ -18,20 +18,13 @@ from typing import Any, NamedTuple
 
 from scalesearch.cost import cost
 from scalesearch.data import DataSpec, Description
-from scalesearch.executor import EvaluationFailed, LocalExecutor, RayExecutor, WorkerDied
+from scalesearch.executor import EvaluationFailed, Pool, WorkerDied
 from scalesearch.ledger import VERSION, Claim, Ledger, Measured, evaluation_key
 from scalesearch.machine import environment
 from scalesearch.model import identity
 from scalesearch.network import AnyNetwork, Factory
-from scalesearch.training import (
-    Recipe,
-    Result,
-    asked_precision,
-    pace_specification,
-    precision_specification,
-    run_specification,
-    test_specification,
-)
+from scalesearch.text import listed
+from scalesearch.training import Recipe, Result, worker
 
 
 @dataclass(frozen=True)
@@ -85,29 +78,27 @@ class Work(NamedTuple):
 
 
 class Evaluator:
-    """Carries out evaluations with a ledger, an executor, and the data that the workers load for themselves."""
+    """Runs evaluations with a ledger, an executor, and the data that the workers load for themselves."""
 
-    def __init__(self, ledger: Ledger, executor: LocalExecutor | RayExecutor, data: DataSpec) -> None:
+    def __init__(self, ledger: Ledger, executor: Pool, data: DataSpec) -> None:
         self._ledger, self._executor, self._data = ledger, executor, data
         self.slots = executor.slots
 
     def precision(self, network: AnyNetwork, recipe: Recipe) -> str:
         """What `network` is trained in, "float32" or "bfloat16": as the recipe asks, or as a worker's timing decides.
 
-        Networks of the same blocks are decided together, by the first that is asked for, and the decision is kept in
-        the workspace's precision.json: what is compared is trained alike, and goes on alike after a crash.
+        Networks of the same blocks are decided together, by the first of them, and the decision is kept in the
+        workspace's precision.json: what is compared is trained alike, and goes on alike after a crash.
         """
-        asked = asked_precision(recipe)
-        if asked is not None:
-            return asked
+        if recipe.precision is not None:
+            return recipe.precision
         name = (
             network.function if isinstance(network, Factory) else " ".join(sorted({r.block for _, r in network.rows()}))
         )
         kept = self._precisions
         if kept.get(name) not in ("float32", "bfloat16"):
-            specification = {"network": network.table(), "name": network.name, "recipe": asdict(recipe)}
             try:
-                found = self._executor.submit(precision_specification, specification).result()
+                found = self._executor.submit(worker.precision_specification, _table(network, recipe)).result()
             except (EvaluationFailed, WorkerDied):  # and so will its training, which says why
                 return "float32"
             kept.put(name, found["precision"])
@@ -124,30 +115,23 @@ class Evaluator:
 
         All workers time at once, as they train; starting, and what is done with the results, is left out.
         """
-        networks = {(one.network, one.recipe): cost(one.network).macs for one in work}
-        ordered = sorted(networks, key=lambda key: networks[key])
-        step = (len(ordered) - 1) / (_MOST_TIMED - 1)
-        timed = ordered if len(ordered) <= _MOST_TIMED else [ordered[round(step * i)] for i in range(_MOST_TIMED)]
+        macs = {(one.network, one.recipe): cost(one.network).macs for one in work}
+        ordered, most = sorted(macs, key=lambda pair: macs[pair]), _MOST_TIMED
+        if len(ordered) > most:
+            ordered = [ordered[round((len(ordered) - 1) * i / (most - 1))] for i in range(most)]
         futures = {
             (network, recipe): self._executor.submit(
-                pace_specification,
-                {
-                    "network": network.table(),
-                    "name": network.name,
-                    "recipe": asdict(recipe),
-                    "precision": self.precision(network, recipe),
-                },
+                worker.pace_specification, _table(network, recipe) | {"precision": self.precision(network, recipe)}
             )
-            for network, recipe in timed
+            for network, recipe in ordered
         }
-        paces = {key: future.result() for key, future in futures.items()}
+        paces = {pair: future.result() for pair, future in futures.items()}
         seconds = 0.0
         for network, recipe, sizes, trainings in work:
-            macs = networks[network, recipe]
-            like = min(paces, key=lambda key: (key[1] != recipe, abs(math.log(networks[key] / macs))))
-            share = macs / networks[like]
+            own = macs[network, recipe]
+            like = min(paces, key=lambda pair: (pair[1] != recipe, abs(math.log(macs[pair] / own))))
             train = paces[like]["train_seconds"] * sizes.num_train * recipe.epochs
-            seconds += trainings * share * (train + paces[like]["score_seconds"] * sizes.num_val)
+            seconds += trainings * own / macs[like] * (train + paces[like]["score_seconds"] * sizes.num_val)
         return seconds / max(1.0, min(self.slots, sum(one.trainings for one in work)))
 
     def run(self, evaluations: Iterable[Evaluation | None]) -> Iterator[Outcome]:
@@ -158,58 +142,70 @@ class Evaluator:
         training is waited for, not trained again. One that was stopped (Ctrl-C, a shut down executor) has not
         failed and is not recorded.
 
-        Errors: CancelledError where the executor was shut down; RuntimeError where None comes and no outcome can.
+        Raises:
+            CancelledError: the executor was shut down.
+            RuntimeError: None comes and no outcome can.
         """
-        source = iter(evaluations)
+        source, exhausted = iter(evaluations), False
         running: dict[Future[dict[str, Any]], tuple[Evaluation, Claim]] = {}
-        elsewhere: list[Evaluation] = []
-        exhausted = False
+        elsewhere: list[Evaluation] = []  # drawn, and claimed by another driver
         try:
             while True:
                 while len(running) < self.slots and not exhausted:
                     evaluation = next(source, _END)
+                    if evaluation is None:
+                        break
                     if evaluation is _END:
                         exhausted = True
-                    elif evaluation is None:
-                        break
-                    elif (outcome := self._recorded(evaluation)) is not None:
-                        self._ledger.tidy(evaluation.key)
-                        yield outcome
-                    elif (claim := self._ledger.claim(evaluation.key)) is None:
-                        elsewhere.append(evaluation)
-                    elif (outcome := self._recorded(evaluation)) is not None:  # finished while we claimed it
-                        claim.release()
-                        yield outcome
                     else:
-                        running[self._submit(evaluation, claim)] = (evaluation, claim)
-                for evaluation in list(elsewhere):
-                    if (outcome := self._recorded(evaluation)) is not None:
-                        elsewhere.remove(evaluation)
-                        yield outcome
-                    elif len(running) < self.slots and (claim := self._ledger.claim(evaluation.key)) is not None:
-                        elsewhere.remove(evaluation)
-                        running[self._submit(evaluation, claim)] = (evaluation, claim)
-                if not running and not elsewhere:
-                    if exhausted:
-                        return
-                    raise RuntimeError("the strategy waits for an outcome, but no evaluation is under way")
-                if not running:
+                        yield from self._begin(evaluation, running, elsewhere)
+                waiting, elsewhere = elsewhere, []
+                for evaluation in waiting:
+                    yield from self._begin(evaluation, running, elsewhere)
+                if len(elsewhere) < len(waiting):
+                    continue  # the strategy may have waited for these
+                if running:
+                    done, _ = wait(running, timeout=0.5 if elsewhere else None, return_when=FIRST_COMPLETED)
+                    # All are recorded before any is yielded: the consumer may not come back for the second.
+                    yield from [self._record(*running.pop(future), future) for future in done]
+                elif elsewhere:
                     time.sleep(0.5)
-                    continue
-                done, _ = wait(running, timeout=0.5 if elsewhere else None, return_when=FIRST_COMPLETED)
-                # All are recorded before any is yielded: the consumer may not come back for the second.
-                yield from [self._record(*running.pop(future), future) for future in done]
+                elif exhausted:
+                    return
+                else:
+                    raise RuntimeError("the strategy waits for an outcome, but no evaluation is under way")
         finally:
             for future, (evaluation, claim) in running.items():
                 if future.done() and not future.cancelled() and future.exception() is None:
                     self._record(evaluation, claim, future)
                 claim.release()
 
+    def _begin(
+        self,
+        evaluation: Evaluation,
+        running: dict[Future[dict[str, Any]], tuple[Evaluation, Claim]],
+        elsewhere: list[Evaluation],
+    ) -> Iterator[Outcome]:
+        """The outcome where the ledger has one; else the evaluation goes to `running`, or to `elsewhere`."""
+        key = evaluation.key
+        if (outcome := self._recorded(evaluation)) is not None:
+            self._ledger.tidy(key)
+            yield outcome
+        elif len(running) >= self.slots or (claim := self._ledger.claim(key)) is None:
+            elsewhere.append(evaluation)
+        elif (outcome := self._recorded(evaluation)) is not None:  # finished while we claimed it
+            claim.release()
+            yield outcome
+        else:
+            running[self._submit(evaluation, claim)] = (evaluation, claim)
+
     def test(self, evaluations: Sequence[Evaluation]) -> list[dict[str, float]]:
         """test_accuracy, test_loss and num_test of finished evaluations, from the weights they left.
 
         The test split is scored once for each; after that the ledger answers.
-        Errors: ValueError where the weights have gone.
+
+        Raises:
+            ValueError: the weights are missing.
         """
         futures: dict[str, Future[dict[str, Any]]] = {}
         keys = [evaluation_key({"test_of": evaluation.key}) for evaluation in evaluations]
@@ -221,59 +217,76 @@ class Evaluator:
                         f"the weights of a finished evaluation are missing ({weights}); remove its record "
                         f"{weights.with_suffix('.json').name} beside it and run the same command: it is trained again"
                     )
-                futures[key] = self._executor.submit(test_specification, self._for_worker(evaluation))
+                futures[key] = self._executor.submit(worker.test_specification, self._for_worker(evaluation))
         for key, evaluation in zip(keys, evaluations, strict=True):
             if (future := futures.pop(key, None)) is not None:
-                self._ledger.put(key, _record(key, {"test_of": evaluation.key}, "finished", future.result()))
+                self._put(key, {"test_of": evaluation.key}, result=future.result())
         return [record["result"] for key in keys if (record := self._ledger.get(key)) is not None]
 
     def _submit(self, evaluation: Evaluation, claim: Claim) -> Future[dict[str, Any]]:
         try:
             precision = self.precision(evaluation.network, evaluation.recipe)
-            return self._executor.submit(run_specification, self._for_worker(evaluation) | {"precision": precision})
+            return self._executor.submit(
+                worker.run_specification, self._for_worker(evaluation) | {"precision": precision}
+            )
         except BaseException:
             claim.release()
             raise
 
     def _for_worker(self, evaluation: Evaluation) -> dict[str, Any]:
-        initial = (
-            {} if evaluation.init is None else {"initial": str(self._ledger.initial_path(evaluation.init).absolute())}
-        )
+        paths = {"weights": self._ledger.weights_path(evaluation.key)}
+        paths["checkpoint"] = self._ledger.checkpoint_path(evaluation.key)
+        if evaluation.init is not None:
+            paths["initial"] = self._ledger.initial_path(evaluation.init)
         return (
             evaluation.specification()
-            | initial
-            | {
-                "network": evaluation.network.table(),
-                "name": evaluation.network.name,
-                "data_spec": asdict(self._data),
-                "weights": str(self._ledger.weights_path(evaluation.key).absolute()),
-                "checkpoint": str(self._ledger.checkpoint_path(evaluation.key).absolute()),
-            }
+            | _table(evaluation.network, evaluation.recipe)
+            | {"data_spec": asdict(self._data)}
+            | {name: str(path.absolute()) for name, path in paths.items()}
         )
 
     def _recorded(self, evaluation: Evaluation) -> Outcome | None:
         record = self._ledger.get(evaluation.key)
-        if record is None:
-            return None
-        result = Result.from_json(record["result"]) if record["state"] == "finished" else None
-        return Outcome(
-            evaluation, result, record["reason"] or "", reused=True, precision=_precision(evaluation, record)
-        )
+        return None if record is None else _outcome(evaluation, record, reused=True)
 
     def _record(self, evaluation: Evaluation, claim: Claim, future: Future[dict[str, Any]]) -> Outcome:
-        key, specification = evaluation.key, evaluation.specification()
         with claim:
             error = future.exception()  # raises CancelledError itself where the executor never began it
             if isinstance(error, CancelledError):
                 raise error
-            if error is not None:
-                self._ledger.put(key, _record(key, specification, "failed", None, reason=str(error)))
-                return Outcome(evaluation, None, str(error), reused=False)
-            answer = future.result()
-            record = _record(key, specification, "finished", answer["result"], answer["environment"])
-            self._ledger.put(key, record)
-            result = Result.from_json(answer["result"])
-            return Outcome(evaluation, result, "", reused=False, precision=_precision(evaluation, record))
+            answer = future.result() if error is None else {"reason": str(error)}
+            record = self._put(evaluation.key, evaluation.specification(), **answer)
+        return _outcome(evaluation, record, reused=False)
+
+    def _put(
+        self,
+        key: str,
+        specification: dict[str, Any],
+        *,
+        result: dict[str, Any] | None = None,
+        environment: dict[str, str] | None = None,
+        reason: str | None = None,
+    ) -> dict[str, Any]:
+        record = {
+            "key": key,
+            "version": VERSION,
+            "specification": specification,
+            "state": "failed" if result is None else "finished",
+            "result": result,
+            "reason": reason,
+            "recorded_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "environment": environment or {},
+        }
+        self._ledger.put(key, record)
+        return record
+
+
+def counts(outcomes: Iterable[Outcome]) -> dict[str, int]:
+    """How many evaluations were trained now, taken from the ledger, and failed (now or before)."""
+    found = {"trained": 0, "reused": 0, "failed": 0}
+    for outcome in outcomes:
+        found["failed" if outcome.result is None else "reused" if outcome.reused else "trained"] += 1
+    return found
 
 
 def mixed_precision(outcomes: Iterable[Outcome]) -> str | None:
@@ -284,40 +297,24 @@ def mixed_precision(outcomes: Iterable[Outcome]) -> str | None:
     found = Counter(one.precision or "a precision that was not recorded" for one in outcomes if one.result is not None)
     if len(found) < 2:
         return None
-    parts = [f"{number} in {name}" for name, number in sorted(found.items())]
+    parts = listed([f"{number} in {name}" for name, number in sorted(found.items())])
     return (
-        f"of the trainings that are compared here {', '.join(parts[:-1])} and {parts[-1]} were made: their accuracies "
+        f"of the trainings that are compared here {parts} were made: their accuracies "
         "differ by that, too. recipe.autocast=off (float32), or bfloat16, trains all of them alike, anew"
     )
 
 
 _END: Any = object()
-_MOST_TIMED = 6  # networks of a plan; others are taken to be as fast, a multiply-add, as the nearest of these
+_MOST_TIMED = 6  # networks of a plan; others are taken to be as fast per multiply-add as the nearest of these
 
 
-def _precision(evaluation: Evaluation, record: Mapping[str, Any]) -> str:
-    """Of a finished training: recorded since "auto" is decided by a timing; before then known where it was asked."""
+def _table(network: AnyNetwork, recipe: Recipe) -> dict[str, Any]:
+    return {"network": network.table(), "name": network.name, "recipe": asdict(recipe)}
+
+
+def _outcome(evaluation: Evaluation, record: Mapping[str, Any], *, reused: bool) -> Outcome:
     if record["state"] != "finished":
-        return ""
-    return str(record["environment"].get("precision", asked_precision(evaluation.recipe) or ""))
-
-
-def _record(
-    key: str,
-    specification: dict[str, Any],
-    state: str,
-    result: dict[str, Any] | None,
-    environment: dict[str, str] | None = None,
-    *,
-    reason: str | None = None,
-) -> dict[str, Any]:
-    return {
-        "key": key,
-        "version": VERSION,
-        "specification": specification,
-        "state": state,
-        "result": result,
-        "reason": reason,
-        "recorded_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "environment": environment or {},
-    }
+        return Outcome(evaluation, None, record["reason"] or "", reused)
+    # Recorded since a timing decides "auto"; of older trainings known where the recipe asked for one.
+    precision = record["environment"].get("precision", evaluation.recipe.precision or "")
+    return Outcome(evaluation, Result.from_json(record["result"]), "", reused, str(precision))

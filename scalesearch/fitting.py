@@ -25,7 +25,7 @@ ENOUGH = 0.98  # of the budget that binds; a network that uses less is trimmed
 
 @dataclass(frozen=True)
 class Fit:
-    """The variant that limits lead to: `use` is metric to the share of its limit that it needs.
+    """The variant that limits lead to, and for each metric the share of its limit that is used.
 
     A share above 1 means that no network meets the limits; the variant is then the smallest one that the rule gives.
     """
@@ -43,7 +43,9 @@ class Fit:
         return self.use[self.binding]
 
 
-def fit(network: AnyNetwork, coefficients: Coefficients, limits: Limits, *, rounding: Rounding, meter: Profiler) -> Fit:
+def fit(
+    network: AnyNetwork, coefficients: Coefficients, limits: Limits, *, rounding: Rounding, profiler: Profiler
+) -> Fit:
     """The variant at the largest phi whose rounded network meets all `limits`, trimmed where it leaves room.
 
     Rounded cost is a step function of phi, and may step down: the answer is sought from the first phi too large on up
@@ -51,7 +53,7 @@ def fit(network: AnyNetwork, coefficients: Coefficients, limits: Limits, *, roun
     the first is taken. Where the network uses less than `ENOUGH` of every limit, the knob that departs least from
     the rule is turned: the resolution if that is enough, else a row's channels or repeats, else two or three of these.
 
-    Errors: ValueError for coefficients below 1, or all 1: a larger phi would not be a larger network.
+    Raises: ValueError: a coefficient is below 1, or all are 1: a larger phi would not be a larger network.
     """
     if min(coefficients.alpha, coefficients.beta, coefficients.gamma) < 1 or coefficients.product == 1:
         raise ValueError(
@@ -63,7 +65,7 @@ def fit(network: AnyNetwork, coefficients: Coefficients, limits: Limits, *, roun
     def share(candidate: AnyNetwork) -> float:
         """The largest share of a limit; infinite for a network that cannot be."""
         try:
-            return limits.most(candidate, meter)[0]
+            return limits.most(candidate, profiler)[0]
         except ValueError:
             return math.inf
 
@@ -75,7 +77,7 @@ def fit(network: AnyNetwork, coefficients: Coefficients, limits: Limits, *, roun
         moves, scaled = _trimmed(scaled, share, knobs, every=quick)
     scaled = replace(scaled, name=f"{network.name}_{limits}")
     variant = Variant(phi, scaled, cost(scaled), cost(scaled).macs / cost(network).macs, moves)
-    return Fit(variant, limits.use(scaled, meter))
+    return Fit(variant, limits.use(scaled, profiler))
 
 
 # From limits to phi

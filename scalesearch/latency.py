@@ -10,10 +10,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import nn
 
+from scalesearch.checks import between, value
+from scalesearch.machine import torch_device
 from scalesearch.model import build, build_on_meta
 from scalesearch.network import AnyNetwork, Factory
 
@@ -50,14 +53,15 @@ def latency(
     Args:
         device: "cpu", "cuda" or one GPU such as "cuda:1"; None takes a GPU where there is one.
         threads: of the CPU, set for as long as this takes.
-    Errors: ValueError for a device of another kind, or a number out of range; OSError for a GPU that is not there.
+
+    Raises:
+        ValueError: a device of another kind, or a number out of range.
+        OSError: a GPU that is not there.
     """
-    place = _device(device)
-    for name, value in (("threads", threads), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 65_536:
-            raise ValueError(f"{name} is {value!r}; it must be a whole number from 1 to 65536")
-    if not 0 < budget_seconds <= 3_600:
-        raise ValueError(f"budget_seconds is {budget_seconds!r}; it must be a number above 0, and 3600 at most")
+    place = torch_device(device)
+    for name, number in (("threads", threads), ("batch_size", batch_size)):
+        value(number, Annotated[int, between(1, 65_536)], name)
+    value(budget_seconds, Annotated[float, between(1e-9, 3_600)], "budget_seconds")
 
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -81,20 +85,6 @@ def _module(network: AnyNetwork, device: torch.device) -> nn.Module:
         for tensor in (*module.parameters(), *module.buffers()):  # of means, since denormal numbers would take longer
             tensor.fill_(1 / tensor[0].numel() if tensor.ndim > 1 else 1)
     return module
-
-
-def _device(given: str | None) -> torch.device:
-    if given is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(given)
-    except (RuntimeError, TypeError):
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device is {given!r}; it must be 'cpu', 'cuda' or one GPU, such as 'cuda:0'")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise OSError(f"device is {given!r}, but torch sees {torch.cuda.device_count()} GPUs here; 'cpu' always works")
-    return device
 
 
 def _times(run: Callable[[], object], device: torch.device, budget_seconds: float) -> list[float]:

@@ -1,13 +1,13 @@
 """What has been trained: the key of an evaluation, its atomic record, and who may work on it now.
 
-The ledger is the truth of a workspace; Optuna's storage and MLflow are views that can be rebuilt from it. One record an
-evaluation, in `<workspace>/evaluations/ab/<key>.json` (ab: the first two digits of the key), beside its weights:
+The ledger is the truth of a workspace; Optuna's storage and MLflow are views that can be rebuilt from it. One record
+per evaluation, in `<workspace>/evaluations/ab/<key>.json` (ab: the first two digits of the key), beside its weights:
 
     {"key", "version", "specification": {...}, "state": "finished" | "failed", "result": {...} | null,
      "reason": str | null, "recorded_at": ISO 8601, "environment": {...}}
 
 A record is there whole or not at all, so a resumed search is the same command once more. The locks are the kernel's
-(`flock`): they end with the process that holds them, however it ends, and no stale file can lock anybody out.
+(`flock`): they end with the process that has them, however it ends, and no stale file can lock anybody out.
 """
 
 from __future__ import annotations
@@ -59,24 +59,19 @@ def canonical_json(value: object) -> str:
 
 def _check_plain(value: object, place: str) -> None:
     """json.dumps alone takes tuples (read back as lists) and keys that are numbers, and does not say where a nan is."""
-    where = f"{place or 'the value'} is"
-    if value is None or isinstance(value, (str, bool, int)):
-        return
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"not plain JSON: {where} {value}; numbers must be finite")
-    elif isinstance(value, list):
+    where = f"not plain JSON: {place or 'the value'} is"
+    if isinstance(value, list):
         for index, item in enumerate(value):
             _check_plain(item, f"{place}[{index}]")
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise ValueError(f"not plain JSON: {where} a table with the key {key!r}; keys must be strings")
+                raise ValueError(f"{where} a table with the key {key!r}; keys must be strings")
             _check_plain(item, f"{place}.{key}" if place else key)
-    else:
-        raise ValueError(
-            f"not plain JSON: {where} a {type(value).__name__}; use a dict, list, str, int, float, bool or None"
-        )
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} {value}; numbers must be finite")
+    elif value is not None and not isinstance(value, str | int | float):
+        raise ValueError(f"{where} a {type(value).__name__}; use a dict, list, str, int, float, bool or None")
 
 
 class Ledger:
@@ -98,8 +93,7 @@ class Ledger:
         """The record of an evaluation, or None where it has none yet.
 
         Raises:
-            ValueError: the file is not a record: the disk or an editor damaged it. The message names it and the way
-                out.
+            ValueError: the file is damaged; it names the file and the way out.
         """
         path = self._path(key, ".json")
         try:
@@ -158,7 +152,7 @@ class Ledger:
         return self._initial / f"{digest}.safetensors"
 
     def claim(self, key: str) -> Claim | None:
-        """The sole right to work on an evaluation, or None at once where another holds it, in this process or another.
+        """The sole right to work on an evaluation, or None at once where another has it, in this process or another.
 
         It lasts until `release()`, the end of its `with` block, or the end of the process. Look into the ledger again
         after a claim: the evaluation may have been finished between the look and the claim.
@@ -219,7 +213,7 @@ def _check_record(key: str, record: Mapping[str, object]) -> None:
 
 
 class Claim:
-    """The sole right to work on an evaluation, while it is held. `Ledger.claim` gives it; it is a context manager."""
+    """The sole right to work on an evaluation, until its release. `Ledger.claim` gives it; it is a context manager."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path = path
@@ -305,28 +299,26 @@ def _owner(path: Path) -> dict[str, Any]:  # {} where nobody has written a whole
 
 def _is_alive(owner: dict[str, Any]) -> bool:
     """Only chooses the words of the refusal; the kernel decides who has the lock."""
-    pid = owner.get("pid")
-    if not isinstance(pid, int):
+    if not isinstance(owner.get("pid"), int):
         return False
-    if owner["host"] != socket.gethostname():
-        return True
     try:
-        os.kill(pid, 0)
+        if owner["host"] == socket.gethostname():
+            os.kill(owner["pid"], 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass
     return True
 
 
 def _lock(path: Path) -> int | None:
-    """A descriptor that holds the lock file at `path`, or None at once where another holds it."""
+    """A descriptor that locks the file at `path`, or None at once where another has locked it."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The holder removes the file as it lets go. Whoever had opened it before that now has the lock of a file
+            # The owner removes the file as it lets go. Whoever had opened it before that now has the lock of a file
             # without a name, while a third may hold its successor: only the file that `path` still names counts.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), path.stat()):

@@ -42,9 +42,29 @@ def instructions() -> frozenset[str]:
     return frozenset(found)
 
 
+def torch_device(name: str | None) -> torch.device:
+    """The device of that name; None is a GPU where there is one.
+
+    Raises:
+        ValueError: a device of another kind than a CPU or a CUDA GPU.
+        OSError: a GPU that is not there.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}; it must be 'cpu', 'cuda' or one GPU, such as 'cuda:0'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise OSError(f"device is {name!r}, but torch sees {torch.cuda.device_count()} GPUs here; 'cpu' always works")
+    return device
+
+
 @lru_cache(maxsize=1)
 def _about_cpu() -> dict[str, str]:
-    """What Linux says of the first processor; empty on another system."""
+    """The first processor as Linux describes it; empty on another system."""
     try:
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:

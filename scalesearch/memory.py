@@ -9,7 +9,7 @@ Counted is an eager run on the CPU, contiguous and in the module's type (float32
 convolutions make while they run: up to two thirds of a forward pass, next to nothing of a training step. Not counted
 are workspaces of other operations and devices (cuDNN's, say), the allocator's rounding and fragmentation, and what
 Python and torch take before any network is there. With channels_last a training step's activations are within a tenth
-of what is said here; with bfloat16 autocast they are 0.5 to 0.9 of it.
+of what is stated here; with bfloat16 autocast they are 0.5 to 0.9 of it.
 
 What a convolution copies depends on the CPU's instructions: on a map smaller than its kernel the gradient of its
 weights falls to oneDNN's matrix product, which takes four times the weights for itself; with AVX-512 only where a group
@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from scalesearch.checks import at_least, value
 from scalesearch.cost import cost
 from scalesearch.machine import instructions
 from scalesearch.model import build_on_meta
@@ -41,7 +42,7 @@ aten = torch.ops.aten
 @dataclass(frozen=True)
 class Memory:
     """Bytes that `network` needs for `batch_size` images at once on `threads` threads of a CPU with or without AVX-512,
-    found when first asked for."""
+    computed on first use."""
 
     network: AnyNetwork
     batch_size: int
@@ -64,7 +65,8 @@ class Memory:
     def training_activations(self) -> int:
         """The most that a forward and a backward pass allocate at a time, the gradients of the weights among it.
 
-        Errors: ValueError where a batch norm would get one value a channel: one image, of which one pixel is left.
+        Raises:
+            ValueError: a batch norm would get one value per channel: one image, of which one pixel is left.
         """
         try:
             return self._peak(training=True)
@@ -82,7 +84,7 @@ class Memory:
     def training(self) -> int:
         """The peak of one step of SGD with momentum: weights, momentum, images, labels, gradients, activations.
 
-        Averaged weights (the recipe's `ema`) would be `weights` more. Errors: as `training_activations`.
+        Averaged weights (the recipe's `ema`) would be `weights` more. Raises: as `training_activations`.
         """
         momentum = 4 * cost(self.network).params
         labels = 8 * self.batch_size
@@ -100,13 +102,15 @@ class Memory:
 def memory(
     network: AnyNetwork, *, batch_size: int = 1, threads: int | None = None, avx512: bool | None = None
 ) -> Memory:
-    """What `network` needs for `batch_size` images at once; kept, so that asking again costs nothing.
+    """What `network` needs for `batch_size` images at once; kept, so that a second call costs nothing.
 
     Args:
         threads: of the CPU, of which all that matters is whether there is more than one: one runs 1x1 convolutions of
             stride 1 on less than 16 images without copies. None: as many as torch has now.
         avx512: whether the CPU has AVX-512 instructions, or AVX2 alone. None: what oneDNN finds here.
-    Errors: ValueError for less than one image or thread.
+
+    Raises:
+        ValueError: less than one image or thread.
 
     >>> from scalesearch.network import from_table
     >>> row = {"block": "conv_norm", "channels": 8}
@@ -115,9 +119,8 @@ def memory(
     True
     """
     threads = torch.get_num_threads() if threads is None else threads
-    for name, value in (("batch_size", batch_size), ("threads", threads)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 at least")
+    for name, number in (("batch_size", batch_size), ("threads", threads)):
+        value(number, Annotated[int, at_least(1)], name)
     return _memory(network, batch_size, min(threads, 2), "AVX-512" in instructions() if avx512 is None else avx512)
 
 
@@ -127,7 +130,7 @@ _memory = lru_cache(maxsize=4096)(Memory)
 @lru_cache(maxsize=1)  # for the questions about one network, which follow each other
 def _meta(network: AnyNetwork) -> nn.Module:
     if isinstance(network, Factory):
-        cost(network)  # says what is wrong with a forward pass of the user's
+        cost(network)  # names what is wrong with a forward pass of the user's
     return build_on_meta(network)
 
 
@@ -142,7 +145,9 @@ def peak(
         images: their shape and type, on the meta device.
         training: a step in training mode instead: forward pass, cross entropy, backward pass to the weights' gradients.
         threads, avx512: as of `memory`.
-    Errors: ValueError for a tensor that is on another device.
+
+    Raises:
+        ValueError: a tensor is on another device.
     """
     follower = _Follower(threads, "AVX-512" in instructions() if avx512 is None else avx512)
     for tensor in (*module.parameters(), *module.buffers(), images):
@@ -207,7 +212,7 @@ def _copies(args: Any, result: Any, threads: int, avx512: bool) -> int:
     oneDNN works on copies of images, weights and result in a layout of its own, where channels are padded to the width
     of a vector, and then copies the result back. That images of few channels are read as they are, and what the matrix
     product of a map smaller than the kernel takes, was measured with both sets of instructions;
-    when oneDNN is not asked stands in `ConvolutionParams::use_mkldnn` (torch's ATen/native/Convolution.cpp).
+    when torch does not use it is decided in `ConvolutionParams::use_mkldnn` (torch's ATen/native/Convolution.cpp).
     """
     backward = isinstance(result, tuple)
     (output, images, weight), groups = (args[:3], args[9]) if backward else ((result, *args[:2]), args[8])

@@ -8,25 +8,29 @@ checked when it is made.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import yaml
+
+from scalesearch.checks import Must, between, checked, known
 
 MAX_CHANNELS = 65_536
 MAX_REPEATS = 1_000
 MAX_RESOLUTION = 16_384
 MAX_STRIDE = 64
-ACTIVATIONS = ("relu", "relu6", "silu", "hardswish", "gelu")
+Activation = Literal["relu", "relu6", "silu", "hardswish", "gelu"]
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+Side = Annotated[int, between(1, MAX_RESOLUTION)]
+Classes = Annotated[int, between(1, 1_000_000), Must("a whole number from 1 to 1000000")]
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked(kw_only=True)
 class Stage:
     """A row of the table: `repeats` blocks of one kind, the first of which has the stride.
 
@@ -40,34 +44,22 @@ class Stage:
     activation: None is the network's.
     """
 
-    block: str
-    channels: int | None = None
-    repeats: int = 1
-    kernel: int = 3
-    stride: int = 1
-    expand: float = 1.0
-    squeeze_excite: float = 0.0
-    groups: int = 1
-    heads: int = 0
-    activation: str | None = None
+    block: Annotated[str, Must("the name of a block")]
+    channels: Annotated[int, between(1, MAX_CHANNELS)] | None = None
+    repeats: Annotated[int, between(1, MAX_REPEATS)] = 1
+    kernel: Annotated[int, between(1, 31)] = 3
+    stride: Annotated[int, between(1, MAX_STRIDE)] = 1
+    expand: Annotated[float, between(1 / 64, 64)] = 1.0
+    squeeze_excite: Annotated[float, between(0, 1)] = 0.0
+    groups: Annotated[int, between(1, MAX_CHANNELS)] = 1
+    heads: Annotated[int, between(0, MAX_CHANNELS)] = 0
+    activation: Activation | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.block, str):
-            raise ValueError(f"block is {self.block!r}; it must be the name of a block")
-        if self.channels is not None:
-            _whole(self.channels, "channels", 1, MAX_CHANNELS)
-        _whole(self.repeats, "repeats", 1, MAX_REPEATS)
-        _whole(self.kernel, "kernel", 1, 31)
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel is {self.kernel}; it must be odd")
-        _whole(self.stride, "stride", 1, MAX_STRIDE)
-        _ratio(self.expand, "expand", 1 / 64, 64)
-        if self.squeeze_excite != 0:
-            _ratio(self.squeeze_excite, "squeeze_excite", 1 / 64, 1)
-        _whole(self.groups, "groups", 1, MAX_CHANNELS)
-        _whole(self.heads, "heads", 0, MAX_CHANNELS)
-        if self.activation is not None:
-            _activation(self.activation)
+        if 0 < self.squeeze_excite < 1 / 64:
+            raise ValueError(f"squeeze_excite is {self.squeeze_excite}; it must be 0, or a number from 1/64 to 1")
 
 
 class Place(NamedTuple):
@@ -85,7 +77,7 @@ class Place(NamedTuple):
     norm_epsilon: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked(kw_only=True)
 class Network:
     """A network: rows of the stem, stages, rows of the head, global pooling, dropout and a linear classifier.
 
@@ -94,24 +86,18 @@ class Network:
     """
 
     name: str = field(compare=False)
-    resolution: int
+    resolution: Side
     stem: tuple[Stage, ...]
     stages: tuple[Stage, ...]
     head: tuple[Stage, ...] = ()
-    activation: str
-    in_channels: int = 3
-    num_classes: int = 1000
-    dropout: float = 0.0
-    norm_epsilon: float = 1e-5
+    activation: Activation
+    in_channels: Annotated[int, between(1, MAX_CHANNELS)] = 3
+    num_classes: Classes = 1000
+    dropout: Annotated[float, between(0, 0.99)] = 0.0
+    norm_epsilon: Annotated[float, between(1e-12, 1)] = 1e-5
 
     def __post_init__(self) -> None:
-        _name(self.name)
-        _whole(self.in_channels, "in_channels", 1, MAX_CHANNELS)
-        _whole(self.num_classes, "num_classes", 1, 1_000_000)
-        _whole(self.resolution, "resolution", 1, MAX_RESOLUTION)
-        _ratio(self.dropout, "dropout", 0, 0.99)
-        _ratio(self.norm_epsilon, "norm_epsilon", 1e-12, 1)
-        _activation(self.activation)
+        _check_name(self.name)
         for name in ("stem", "stages"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; a network needs one row at least")
@@ -171,13 +157,8 @@ class Network:
 
     def table(self) -> dict[str, Any]:
         """The network as plain values, defaults left out: what a YAML holds and a ledger key is made of."""
-        table: dict[str, Any] = {
-            "resolution": self.resolution,
-            "in_channels": self.in_channels,
-            "num_classes": self.num_classes,
-            "activation": self.activation,
-            "dropout": _as_read(self.dropout),
-        }
+        names = ("resolution", "in_channels", "num_classes", "activation", "dropout")
+        table = {name: as_read(getattr(self, name)) for name in names}
         if self.norm_epsilon != 1e-5:
             table["norm_epsilon"] = self.norm_epsilon
         for name, stages in (("stem", self.stem), ("stages", self.stages), ("head", self.head)):
@@ -187,19 +168,11 @@ class Network:
         return table
 
     def to_yaml(self, *, comment: str = "") -> str:
-        """The text of a baseline file that `load` reads back as an equal network; a row a stage."""
-        lines = [f"# {line}".rstrip() for line in comment.splitlines()]
-        lines.append(f"name: {_flow(self.name)}")
-        table = self.table()
-        for key, value in table.items():
-            if isinstance(value, list):
-                lines += [f"{key}:", *(f"  - {_flow(row)}" for row in value)]
-            else:
-                lines.append(f"{key}: {_flow(value)}")
-        return "\n".join(lines) + "\n"
+        """The text of a baseline file that `load` reads back as an equal network; one line per stage."""
+        return _yaml(self, comment)
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked(kw_only=True)
 class Factory:
     """A network that a Python function of the user's makes, instead of a table.
 
@@ -209,33 +182,26 @@ class Factory:
     """
 
     name: str = field(compare=False)
-    function: str
-    resolution: int
-    depth: float = 1.0
-    width: float = 1.0
-    in_channels: int = 3
-    num_classes: int = 1000
+    function: Annotated[str, Must("written like my_package.my_net:make")]
+    resolution: Side
+    depth: Annotated[float, between(1e-3, 1e3)] = 1.0
+    width: Annotated[float, between(1e-3, 1e3)] = 1.0
+    in_channels: Annotated[int, between(1, MAX_CHANNELS)] = 3
+    num_classes: Classes = 1000
 
     def __post_init__(self) -> None:
-        if not isinstance(self.function, str) or not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", self.function):
+        if not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", self.function):
             raise ValueError(f"factory is {self.function!r}; it must be written like my_package.my_net:make")
-        _name(self.name)
-        _whole(self.in_channels, "in_channels", 1, MAX_CHANNELS)
-        _whole(self.num_classes, "num_classes", 1, 1_000_000)
-        _whole(self.resolution, "resolution", 1, MAX_RESOLUTION)
-        _ratio(self.depth, "depth", 1e-3, 1e3)
-        _ratio(self.width, "width", 1e-3, 1e3)
+        _check_name(self.name)
 
     def table(self) -> dict[str, Any]:
         """As `Network.table`: plain values, from which `from_table` makes an equal one."""
-        values = {f.name: _as_read(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "name"}
+        values = {f.name: as_read(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "name"}
         return {"factory": values.pop("function")} | values
 
     def to_yaml(self, *, comment: str = "") -> str:
         """As `Network.to_yaml`."""
-        lines = [f"# {line}".rstrip() for line in comment.splitlines()]
-        lines += [f"{key}: {_flow(value)}" for key, value in ({"name": self.name} | self.table()).items()]
-        return "\n".join(lines) + "\n"
+        return _yaml(self, comment)
 
 
 AnyNetwork = Network | Factory
@@ -244,35 +210,16 @@ AnyNetwork = Network | Factory
 def from_table(table: Mapping[str, Any], *, name: str) -> AnyNetwork:
     """The network that a table of plain values describes; a `Factory` where it has the key `factory`.
 
-    Errors: ValueError that names the network, the row and the field, what was given and what would be right.
+    Raises: ValueError: with the network, the row and the field, what was given and what would be right.
     """
-    if "factory" in table:
-        return _from_factory(table, name=name)
+    values = {key: value for key, value in table.items() if key != "name"}
     try:
-        known = [f.name for f in dataclasses.fields(Network)]
-        _known_keys(table, known, required=("resolution", "stem", "stages", "activation"))
-        values = dict(table) | {"name": name}
-        for part in ("stem", "stages", "head"):
-            rows = table.get(part, ())
-            if isinstance(rows, Mapping) and part != "stages":
-                values[part] = (_stage(rows, part),)
-            elif isinstance(rows, list | tuple):
-                values[part] = tuple(_stage(row, f"{part}[{index}]") for index, row in enumerate(rows))
-            else:
-                raise ValueError(
-                    f"{part} is {rows!r}; it must be a {'' if part == 'stages' else 'row or a '}list of rows"
-                )
-        return Network(**values)
-    except ValueError as error:
-        raise ValueError(f"baseline {name!r}: {error}") from None
-
-
-def _from_factory(table: Mapping[str, Any], *, name: str) -> Factory:
-    try:
-        known = ["factory", *(f.name for f in dataclasses.fields(Factory) if f.name not in ("name", "function"))]
-        _known_keys(table, known, required=("factory", "resolution"))
-        values = {key: value for key, value in table.items() if key != "factory"}
-        return Factory(name=name, function=table["factory"], **values)
+        if "factory" in values:
+            known(values, ["factory", *(f.name for f in dataclasses.fields(Factory) if f.name != "function")], "")
+            return Factory(name=name, function=values.pop("factory"), **values)
+        known(values, [f.name for f in dataclasses.fields(Network)], "")
+        values |= {part: _stages(values[part], part) for part in ("stem", "stages", "head") if part in values}
+        return Network(name=name, **values)
     except ValueError as error:
         raise ValueError(f"baseline {name!r}: {error}") from None
 
@@ -297,62 +244,53 @@ def where(row: str) -> str:
     return re.sub(r"\.(\d+)", r"[\1]", row)
 
 
+def _stages(rows: object, part: str) -> tuple[Stage, ...]:
+    if isinstance(rows, Mapping) and part != "stages":
+        return (_stage(rows, part),)
+    if not isinstance(rows, list | tuple):
+        raise ValueError(f"{part} is {rows!r}; it must be a {'' if part == 'stages' else 'row or a '}list of rows")
+    return tuple(_stage(row, f"{part}[{index}]") for index, row in enumerate(rows))
+
+
 def _stage(row: object, name: str) -> Stage:
     if not isinstance(row, Mapping):
         raise ValueError(f"{name} is {row!r}; it must be a row such as {{block: mbconv, channels: 16}}")
     try:
-        _known_keys(row, [f.name for f in dataclasses.fields(Stage)], required=("block",))
+        known(row, list(DEFAULTS), "")
         return Stage(**row)
     except ValueError as error:
         raise ValueError(f"{name}.{error}") from None
 
 
+DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Stage)}
+"""What each field of a row is where a table leaves it out."""
+_FIRST = ("block", "repeats", "kernel", "stride", "expand", "channels", "squeeze_excite")
+_ORDER = (*_FIRST, *(name for name in DEFAULTS if name not in _FIRST))  # of the fields in a written row
+
+
 def _row(stage: Stage) -> dict[str, Any]:
-    defaults = {f.name: f.default for f in dataclasses.fields(Stage)}
-    first = ("block", "repeats", "kernel", "stride", "expand", "channels", "squeeze_excite")
-    order = (*first, *(name for name in defaults if name not in first))
-    row = {key: getattr(stage, key) for key in order}
-    return {key: _as_read(value) for key, value in row.items() if value != defaults[key]}
+    return {key: as_read(value) for key in _ORDER if (value := getattr(stage, key)) != DEFAULTS[key]}
 
 
-def _as_read(value: object) -> object:
+def as_read(value: Any) -> Any:
     """6.0 as 6: a number has one spelling, however the YAML wrote it, or equal networks would have two keys."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _yaml(network: AnyNetwork, comment: str) -> str:
+    lines = [f"# {line}".rstrip() for line in comment.splitlines()]
+    for key, value in ({"name": network.name} | network.table()).items():
+        if isinstance(value, list):
+            lines += [f"{key}:", *(f"  - {_flow(row)}" for row in value)]
+        else:
+            lines.append(f"{key}: {_flow(value)}")
+    return "\n".join(lines) + "\n"
 
 
 def _flow(value: object) -> str:
     return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1_000).strip().removesuffix("\n...")
 
 
-def _known_keys(table: Mapping[str, Any], known: list[str], *, required: tuple[str, ...]) -> None:
-    for key in table:
-        if key not in known:
-            raise ValueError(f"{key} is not a known field{_nearest(str(key), known)}")
-    for key in required:
-        if key not in table:
-            raise ValueError(f"{key} is missing")
-
-
-def _nearest(word: object, known: list[str] | tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(str(word), known, n=1)
-    return (f"; did you mean {close[0]!r}?" if close else "") + f" (known: {', '.join(known)})"
-
-
-def _name(name: str) -> None:
+def _check_name(name: str) -> None:
     if not re.fullmatch(r"\w[\w .+-]{0,199}", name):  # variants are written to a file of this name
         raise ValueError(f"name is {name!r}; it must be of letters, digits, '_', '.', '+' and '-'")
-
-
-def _whole(value: object, name: str, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
-
-
-def _activation(value: object) -> None:
-    if value not in ACTIVATIONS:
-        raise ValueError(f"activation is {value!r}{_nearest(value, ACTIVATIONS)}")
-
-
-def _ratio(value: object, name: str, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ValueError(f"{name} is {value!r}; it must be a number from {low:g} to {high:g}")

@@ -7,7 +7,6 @@ safetensors, or read by torch with `weights_only`.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import re
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from scalesearch.model import build, build_on_meta
 from scalesearch.network import AnyNetwork, Factory, Network, where
+from scalesearch.text import near, raised
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Initial:
         return hashlib.sha256(self.content).hexdigest()
 
 
-class Fit(NamedTuple):
+class Overlap(NamedTuple):
     """How a network starts from given weights: of its `layers`, `taken` do.
 
     The others by name, a row or a block of which nothing is taken under its own: those of another shape, those that the
@@ -58,13 +58,13 @@ class Fit(NamedTuple):
 
     def __str__(self) -> str:
         words = [f"{self.taken} of {self.layers} layers start from them"]
-        for said, names in (
+        for why, names in (
             ("of another shape, not taken", self.reshaped),
             ("not in the weights", self.missing),
             ("only in the weights, not taken", self.unused),
         ):
             if names:
-                words.append(f"{said}: {', '.join(map(where, names))}")
+                words.append(f"{why}: {', '.join(map(where, names))}")
         return "; ".join(words)
 
 
@@ -76,24 +76,21 @@ def fetch(source: str, bases: Sequence[AnyNetwork], *, warn: Callable[[str], Non
             library's cache; "timm:NAME@PATH" is a safetensors file of timm's; PATH one of ours.
         bases: tables or factories that the weights may be of. Number of classes, channels of the image and, of a vision
             transformer, the resolution may be others.
-        warn: told where a library's network has the same weights and is not the same function.
-    Errors: ValueError for a name that nobody knows and for weights that are of none of `bases`, naming the first layer
-        that does not fit; OSError where a file cannot be had, with the way to it.
+        warn: called where a library's network has the same weights and is not the same function.
+    Raises: ValueError: the name is unknown, or the weights are of none of `bases`; it names the first layer that does
+        not fit. OSError: a file cannot be fetched or read.
     """
     library, _, name = source.partition(":")
     module = _LIBRARIES[library](name) if library in _LIBRARIES else None
     theirs = _without_counters(_read(Path(source)) if module is None else module.state_dict())
+    pair = _same_names if module is None else match
     refused: list[ValueError] = []
     for base in bases:
         if module is None and isinstance(base, Factory):
             return Initial(source, theirs)  # its own names already; what fits is taken
         try:
             fitted = _fitted(base, theirs)
-            ours = (
-                match(theirs, build_on_meta(fitted))
-                if module is not None
-                else _same_names(theirs, build_on_meta(fitted))
-            )
+            ours = pair(theirs, build_on_meta(fitted))
         except ValueError as error:
             refused.append(error)
             continue
@@ -111,7 +108,7 @@ def match(source: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     tokens (three axes), which have no such order, come first. A 1x1 convolution and a linear layer of the same size are
     the same, and counters of batches are left out.
 
-    Errors: ValueError that names the first pair of different shapes, or what one of the two has left over.
+    Raises: ValueError: names the first pair of different shapes, or what one of the two has left over.
     """
     theirs = sorted(_without_counters(source).items(), key=lambda item: item[1].ndim != 3)
     ours = sorted(_without_counters(module.state_dict()).items(), key=lambda item: item[1].ndim != 3)
@@ -130,7 +127,7 @@ def match(source: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that has `Initial.content`, and is named after its digest.
 
-    Errors: ValueError where it does not hold what its name says.
+    Raises: ValueError: its content has another digest.
     """
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != path.stem:
@@ -138,7 +135,7 @@ def read(path: Path) -> dict[str, Tensor]:
     return load(content)
 
 
-def fit(tensors: Mapping[str, Tensor], network: AnyNetwork) -> Fit:
+def overlap(tensors: Mapping[str, Tensor], network: AnyNetwork) -> Overlap:
     """What `start` takes of the weights, before anything is trained."""
     place = _places(network)
     ours = _layers({place(name): tensor for name, tensor in build_on_meta(network).state_dict().items()})
@@ -146,7 +143,7 @@ def fit(tensors: Mapping[str, Tensor], network: AnyNetwork) -> Fit:
     other = [layer for layer in ours if layer in theirs and theirs[layer] != ours[layer]]
     missing = [layer for layer in ours if layer not in theirs]
     unused = [layer for layer in theirs if layer not in ours]
-    return Fit(
+    return Overlap(
         layers=len(ours),
         taken=len(ours) - len(other) - len(missing),
         reshaped=_in_short(other, ours),
@@ -168,7 +165,7 @@ def start(model: nn.Module, network: AnyNetwork, tensors: Mapping[str, Tensor]) 
 
 
 def _timm(name: str) -> nn.Module:
-    """timm's model with its weights: of a file where the name says "@PATH", else of the model's Hugging Face hub."""
+    """timm's model with its weights: of a file where the name has "@PATH", else of the model's Hugging Face hub."""
     try:
         import timm
         from huggingface_hub import hf_hub_download
@@ -178,22 +175,22 @@ def _timm(name: str) -> nn.Module:
     architecture, _, tag = known.partition(".")
     if not timm.is_model(architecture):
         raise ValueError(
-            f"init=timm:{name}: timm has no model {architecture!r}{_near(architecture, timm.list_models())}"
+            f"init=timm:{name}: timm has no model {architecture!r}{near(architecture, timm.list_models())}"
         )
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
-        raise ValueError(f"init=timm:{name}: timm has no weights {tag!r} of {architecture}{_near(tag, tags)}")
+        raise ValueError(f"init=timm:{name}: timm has no weights {tag!r} of {architecture}{near(tag, tags)}")
     model = timm.create_model(known, pretrained=False)
     if not file:
         kept = timm.get_pretrained_cfg(known)
         if kept is None or not kept.hf_hub_id:
             others = [full.partition(".")[0] for full in timm.list_pretrained()]
-            raise ValueError(f"init=timm:{name}: timm has no weights of it{_near(architecture, others)}")
+            raise ValueError(f"init=timm:{name}: timm has no weights of it{near(architecture, others)}")
         try:
             file = hf_hub_download(kept.hf_hub_id, "model.safetensors")
         except Exception as error:  # of the hub's HTTP client, which differs by version
             raise OSError(
-                f"cannot fetch model.safetensors of {kept.hf_hub_id} from the Hugging Face hub ({_said(error)}). "
+                f"cannot fetch model.safetensors of {kept.hf_hub_id} from the Hugging Face hub ({raised(error)}). "
                 f"Fetch it where there is a network, for init=timm:{known}@PATH or the folder that HF_HUB_CACHE names"
             ) from error
     return _loaded(model, _read(Path(file)), f"timm's {known}")
@@ -209,11 +206,11 @@ def _torchvision(name: str) -> nn.Module:
     known = models.list_models(module=models)
     if architecture not in known:
         raise ValueError(
-            f"init=torchvision:{name}: torchvision has no model {architecture!r}{_near(architecture, known)}"
+            f"init=torchvision:{name}: torchvision has no model {architecture!r}{near(architecture, known)}"
         )
     kinds = {kind.name: kind for kind in models.get_model_weights(architecture)}
     if (tag and tag not in kinds) or not kinds:
-        raise ValueError(f"init=torchvision:{name}: torchvision has no weights {tag!r} of it{_near(tag, kinds)}")
+        raise ValueError(f"init=torchvision:{name}: torchvision has no weights {tag!r} of it{near(tag, kinds)}")
     url = (kinds[tag] if tag else models.get_model_weights(architecture).DEFAULT).url
     try:
         state = torch.hub.load_state_dict_from_url(
@@ -221,11 +218,11 @@ def _torchvision(name: str) -> nn.Module:
         )
     except OSError as error:
         raise OSError(
-            f"cannot fetch {url} ({_said(error)}). Where there is a network, download that file and put it into "
+            f"cannot fetch {url} ({raised(error)}). Where there is a network, download that file and put it into "
             f"{Path(torch.hub.get_dir()) / 'checkpoints'}"
         ) from error
     except Exception as error:  # pickle's, zipfile's, torch's own
-        raise ValueError(f"the file of torchvision's {name} is refused: {_said(error)}") from None
+        raise ValueError(f"the file of torchvision's {name} is refused: {raised(error)}") from None
     model = models.get_model(architecture, weights=None)
     return _loaded(model, state, f"torchvision's {name}")
 
@@ -237,7 +234,7 @@ def _loaded(model: nn.Module, state: Mapping[str, Tensor], of: str) -> nn.Module
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:  # what is no table of tensors
-        raise ValueError(f"the weights are not those of {of}: {_said(error)}") from None
+        raise ValueError(f"the weights are not those of {of}: {raised(error)}") from None
     return model.eval()
 
 
@@ -343,15 +340,3 @@ def _flat(tensor: Tensor) -> tuple[int, ...]:
 
 def _shape(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "one number"
-
-
-def _near(word: str, known: Iterable[str]) -> str:
-    names = list(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f" (known: {', '.join(names)})" if 0 < len(names) < 20 else ""
-
-
-def _said(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -13,6 +13,7 @@ import pkgutil
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -37,8 +38,8 @@ class Registry(Mapping[str, Value]):
     def _modules(self) -> list[str]:
         if not self._package:
             return []
-        paths = importlib.import_module(self._package).__path__
-        return sorted(module.name for module in pkgutil.iter_modules(paths) if not module.name.startswith("_"))
+        folder = Path(__file__).parent.joinpath(*self._package.split(".")[1:])  # listed, and not imported for it
+        return sorted(module.name for module in pkgutil.iter_modules([str(folder)]) if not module.name.startswith("_"))
 
     @cached_property
     def _installed(self) -> dict[str, EntryPoint]:

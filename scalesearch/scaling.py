@@ -1,34 +1,30 @@
 """Compound scaling: d = alpha^phi, w = beta^phi, r = gamma^phi (arXiv:1905.11946, equation 3), and its rounding.
 
-Layers are whole and channels are multiples of something, so what a network costs after rounding is not what
-the product says. The rule of rounding therefore is a value of its own, and a study has one.
+Layers are whole and channels are multiples of something, so after rounding a network costs more or less than the
+product alone would give. The rule of rounding therefore is a value of its own, and a study has one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Annotated, Literal
 
+from scalesearch.checks import between, checked
 from scalesearch.network import MAX_REPEATS, AnyNetwork, Factory, Stage
 
-_WHOLE: dict[str, Callable[[float], int]] = {"ceil": math.ceil, "round": round, "floor": math.floor}
 MAX_FACTOR = 1e6  # no table can hold more; a larger number would be refused too, with all its digits
+_WHOLE: dict[str, Callable[[float], int]] = {"ceil": math.ceil, "round": round, "floor": math.floor}
 
 
-@dataclass(frozen=True)
+@checked("coefficients")
 class Coefficients:
-    """alpha (depth), beta (width) and gamma (resolution), each above 0; at least 1 in the paper's search."""
+    """alpha (depth), beta (width) and gamma (resolution); each is at least 1 in the paper's search."""
 
-    alpha: float
-    beta: float
-    gamma: float
-
-    def __post_init__(self) -> None:
-        for name in ("alpha", "beta", "gamma"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.1 <= value <= 10:
-                raise ValueError(f"coefficients.{name} is {value!r}; it must be a number from 0.1 to 10")
+    alpha: Annotated[float, between(0.1, 10, "depth at phi = 1, times the baseline's")]
+    beta: Annotated[float, between(0.1, 10, "width at phi = 1, times the baseline's")]
+    gamma: Annotated[float, between(0.1, 10, "resolution at phi = 1, times the baseline's")]
 
     @property
     def product(self) -> float:
@@ -36,75 +32,51 @@ class Coefficients:
         return self.alpha * self.beta**2 * self.gamma**2
 
     def multipliers(self, phi: float) -> tuple[float, float, float]:
-        """(depth, width, resolution) at `phi`. Errors: ValueError where one is more than a float can hold."""
+        """(depth, width, resolution) at `phi`. Raises: ValueError: one is more than a float can hold."""
         try:
-            return float(self.alpha) ** phi, float(self.beta) ** phi, float(self.gamma) ** phi
+            return self.alpha**phi, self.beta**phi, self.gamma**phi
         except OverflowError:
             raise ValueError(f"phi is {phi:g}; the multipliers alpha^phi, beta^phi, gamma^phi must be finite") from None
 
 
-@dataclass(frozen=True, kw_only=True)
+PAPERS = Coefficients(1.2, 1.1, 1.15)  # found for EfficientNet-B0 on ImageNet: arXiv:1905.11946, section 3.3
+
+
+@checked("rounding", kw_only=True)
 class Rounding:
     """How scaled numbers become whole.
 
     depth: "ceil", "round" and "floor" round each stage (up: TPU reference `efficientnet_model.py`, `round_repeats`;
         to the nearest, halves to even: TinyNet in timm); "nearest" rounds the total to the nearest and spreads it
         over the stages by largest remainder, so that the counted cost follows the product.
-    divisor, limit: channels go to the nearest multiple of `divisor`, and one up where that is below `limit`
-        times the scaled number (the same file, `round_filters`: 8 and 0.9); limit 0 switches that off.
-    resolution: "floor", "nearest" or "ceil", to a multiple of `resolution_multiple` px and of a patch.
+    limit: source `round_filters` of the same file, with 8 and 0.9.
     stem, head: whether their channels are "scaled" or "kept"; a "grown" head is never narrower than the baseline's. Of
         a head's rows it is the last, which the classifier reads: the first of MobileNetV3's two follows the stages.
     ends: whether the repeats of the first and the last stage are "scaled" or "kept" (EfficientNet-Lite).
     """
 
     name: str
-    depth: str
-    divisor: int
-    limit: float
-    resolution: str
-    resolution_multiple: int = 1
-    stem: str = "scaled"
-    head: str = "scaled"
-    ends: str = "scaled"
-
-    def __post_init__(self) -> None:
-        for name, known in (
-            ("depth", ("ceil", "nearest", "round", "floor")),
-            ("resolution", ("floor", "nearest", "ceil")),
-            ("stem", ("scaled", "kept")),
-            ("head", ("scaled", "kept", "grown")),
-            ("ends", ("scaled", "kept")),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"rounding.{name} is {getattr(self, name)!r}; known rules: {', '.join(known)}")
-        if not 1 <= self.divisor <= 256 or not 1 <= self.resolution_multiple <= 256:
-            raise ValueError("rounding.divisor and rounding.resolution_multiple must be whole numbers from 1 to 256")
-        if not 0 <= self.limit < 1:
-            raise ValueError(f"rounding.limit is {self.limit}; it must be from 0 to below 1")
+    depth: Literal["ceil", "nearest", "round", "floor"]
+    divisor: Annotated[int, between(1, 256, "channels become the nearest multiple of it")]
+    limit: Annotated[float, between(0, 0.999, "channels below this share of the scaled number go one multiple up")]
+    resolution: Literal["floor", "nearest", "ceil"]
+    resolution_multiple: Annotated[int, between(1, 256, "px; the resolution is a multiple of it and of a patch")] = 1
+    stem: Literal["scaled", "kept"] = "scaled"
+    head: Literal["scaled", "kept", "grown"] = "scaled"
+    ends: Literal["scaled", "kept"] = "scaled"
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked("proxy", kw_only=True)
 class Proxy:
     """How a baseline is made small enough to be trained many times.
 
-    Multipliers of depth and width; the side of its input in px, and the total stride to which strides are dropped
-    from the earliest stage on (None: the baseline's own).
+    total_stride: strides are dropped from the earliest stage on until it is reached; None: the baseline's own.
     """
 
-    depth: float
-    width: float
-    resolution: int | None
-    total_stride: int | None
-
-    def __post_init__(self) -> None:
-        for name in ("depth", "width"):
-            if not 0.01 <= getattr(self, name) <= 10:
-                raise ValueError(f"proxy.{name} is {getattr(self, name)!r}; it must be a number from 0.01 to 10")
-        for name in ("resolution", "total_stride"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= 4096:
-                raise ValueError(f"proxy.{name} is {value!r}; it must be null or a whole number from 1 to 4096")
+    depth: Annotated[float, between(0.01, 10, "times the baseline's depth")]
+    width: Annotated[float, between(0.01, 10, "times the baseline's width")]
+    resolution: Annotated[int, between(1, 4096, "side of the input in px; null: the baseline's")] | None
+    total_stride: Annotated[int, between(1, 4096, "the product of all strides; null: the baseline's")] | None
 
 
 def scale(
@@ -112,7 +84,7 @@ def scale(
 ) -> AnyNetwork:
     """The network at `phi`: equation 3 of the paper, then `rounding`.
 
-    Errors: ValueError where the scaled network cannot be (more channels than can be held, say).
+    Raises: ValueError: the scaled network cannot be, such as one with more channels than a table may have.
     """
     depth, width, resolution = coefficients.multipliers(phi)
     return resize(network, depth=depth, width=width, resolution=resolution, rounding=rounding, name=name)

@@ -12,7 +12,7 @@ from scalesearch.model import BLOCKS
 def write(name: str, directory: Path) -> list[Path]:
     """Write `directory`/NAME: baseline/NAME.yaml, baseline/NAME_factory.yaml and NAME.py. Returns their paths.
 
-    Errors: ValueError where one of them is there already.
+    Raises: ValueError: one of them is there already.
     """
     root = directory / name
     texts = {
@@ -32,8 +32,8 @@ def _blocks() -> str:
     """What may stand in a row, as comments: taken from the blocks themselves, so that it is true."""
     lines = []
     for name, block in BLOCKS.items():
-        said = (block.__doc__ or "").strip().partition("\n\n")[0]
-        text = f"{name} ({', '.join(block.fields) or 'nothing else'}): {' '.join(said.split())}"
+        first = (block.__doc__ or "").strip().partition("\n\n")[0]
+        text = f"{name} ({', '.join(block.fields) or 'nothing else'}): {' '.join(first.split())}"
         lines += textwrap.wrap(text, 115, initial_indent="#   ", subsequent_indent="#     ")
     return "\n".join(lines)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 
 def count(number: float) -> str:
@@ -35,13 +35,50 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def percent(fraction: float) -> str:
-    """A fraction in percent with two digits, without the sign; "-" where it is not known.
+def percent(fraction: float, digits: int = 2) -> str:
+    """A fraction in percent with so many decimals, without the sign; "-" where it is not known.
 
-    >>> percent(0.82594)
-    '82.59'
+    >>> percent(0.82594), percent(0.82594, 1)
+    ('82.59', '82.6')
     """
-    return f"{100 * fraction:.2f}" if math.isfinite(fraction) else "-"
+    return f"{100 * fraction:.{digits}f}" if math.isfinite(fraction) else "-"
+
+
+def level(confidence: float) -> str:
+    """
+    >>> level(0.95), level(0.999)
+    ('95 %', '99.9 %')
+    """
+    return f"{100 * confidence:.4g} %"
+
+
+def points(difference: float) -> str:
+    """A difference of two fractions in points of percent, with its sign.
+
+    >>> points(0.0123), points(-0.0)
+    ('+1.23', '+0.00')
+    """
+    return f"{100 * difference + 0.0:+.2f}"
+
+
+def interval(
+    value: float | None,
+    low: float | None,
+    high: float | None,
+    write: Callable[[float], str] = "{:.2f}".format,
+    *,
+    without: str = "",
+) -> str:
+    """A number with the ends of its interval, or with `without` where those are not known; "-" if it is not either.
+
+    >>> interval(0.6, 0.2, 0.8), interval(0.6, None, None), interval(0.01, -0.01, 0.03, points)
+    ('0.60 (0.20 to 0.80)', '0.60', '+1.00 (-1.00 to +3.00)')
+    """
+    if value is None or not math.isfinite(value):
+        return "-"
+    if low is None or high is None or not math.isfinite(low):
+        return write(value) + without
+    return f"{write(value)} ({write(low)} to {write(high)})"
 
 
 def plural(number: int, noun: str) -> str:
@@ -61,8 +98,17 @@ def listed(words: Sequence[str], last: str = "and") -> str:
     return f"{', '.join(others)} {last} {final}" if others else final
 
 
+def raised(error: BaseException) -> str:
+    """An exception on one line, with its type; of a long one the beginning.
+
+    >>> raised(KeyError("no such size"))
+    "KeyError: 'no such size'"
+    """
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def near(word: object, known: Iterable[str], *, prefix: str = "") -> str:
-    """What stands behind an unknown word: the nearest known one, or where none is near all of them.
+    """What stands behind an unknown word: the nearest known one, or where none is near all of them, up to 100.
 
     >>> near("mobilenet2", ["mobilenetv2", "resnet18"])
     "; did you mean 'mobilenetv2'?"
@@ -73,4 +119,4 @@ def near(word: object, known: Iterable[str], *, prefix: str = "") -> str:
     close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {prefix + close[0]!r}?"
-    return f" (known: {', '.join(prefix + name for name in names)})" if names else ""
+    return f" (known: {', '.join(prefix + name for name in names)})" if 0 < len(names) < 100 else ""

@@ -28,14 +28,14 @@ class Move(NamedTuple):
 @dataclass(frozen=True)
 class Variant:
     """The baseline scaled to one phi and trimmed by `moves`; `macs_ratio` is its counted cost over that of the
-    baseline itself, `needs` None where nobody asked for them."""
+    baseline itself, `footprint` None where it was not measured."""
 
     phi: float
     network: AnyNetwork
     cost: Cost
     macs_ratio: float
     moves: tuple[Move, ...] = ()
-    needs: Footprint | None = None
+    footprint: Footprint | None = None
 
 
 def family(
@@ -43,7 +43,7 @@ def family(
 ) -> list[Variant]:
     """The variants at `phis`, each once and in rising order, with their counted costs; phi = 0 is the baseline itself.
 
-    Errors: ValueError for a phi at which the network cannot be (named).
+    Raises: ValueError: with the phi at which there is no such network.
     """
     base = cost(network).macs
     variants = []
@@ -59,16 +59,16 @@ def family(
     return variants
 
 
-def measured(variants: Sequence[Variant], meter: Profiler) -> list[Variant]:
-    """The variants with what each needs in memory and time."""
-    return [replace(variant, needs=meter.needs(variant.network)) for variant in variants]
+def measured(variants: Sequence[Variant], profiler: Profiler) -> list[Variant]:
+    """The variants with their footprints, in memory and time."""
+    return [replace(variant, footprint=profiler.footprint(variant.network)) for variant in variants]
 
 
 def family_rows(
     variants: Sequence[Variant], coefficients: Coefficients, directory: Path
 ) -> list[dict[str, str | int | float | None]]:
-    """A row a variant: name, phi, nominal and counted cost ratios, sizes, needs if they were asked for, and the file
-    that `write` makes of it."""
+    """One row per variant: name, phi, nominal and counted cost ratios, sizes, the footprint where it was measured, and
+    the file that `write` makes of it."""
     return [
         {
             "name": variant.network.name,
@@ -79,7 +79,7 @@ def family_rows(
             "macs_ratio": variant.macs_ratio,
             "params": variant.cost.params,
             "activations": variant.cost.activations,
-            **(variant.needs._asdict() if variant.needs else {}),
+            **(variant.footprint._asdict() if variant.footprint else {}),
             "depth": variant.network.depth,
             "resolution": variant.network.resolution,
             "file": str(_file(directory, variant)),
@@ -91,9 +91,9 @@ def family_rows(
 def write(
     variants: Sequence[Variant], coefficients: Coefficients, directory: Path, *, rounding: Rounding, comment: str = ""
 ) -> None:
-    """A YAML a variant in `directory`/baseline: `--config-dir directory baseline=NAME` loads it in any command.
+    """One YAML per variant in `directory`/baseline: `--config-dir directory baseline=NAME` loads it in any command.
 
-    At the top it says how it was made, and then what `comment` does.
+    Its head tells how it was made, and then `comment`.
     """
     for variant in variants:
         depth, width, resolution = coefficients.multipliers(variant.phi)

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import signal
 import sqlite3
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import yaml
 
+from scalesearch.compose import composed
+from scalesearch.executor import EXECUTORS, EvaluationFailed, LocalExecutor
 from scalesearch.network import Network, Stage, load
 from scalesearch.scaling import Proxy, Rounding
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from scalesearch.config import Groups
+    from scalesearch.study import StudySettings
+    from scalesearch.training import Recipe
 
 signal.signal(
     signal.SIGINT, signal.default_int_handler
@@ -32,6 +43,20 @@ REFERENCE = Path(__file__).parent / "reference"
 TABLES = sorted(
     path for path in (CONF / "baseline").glob("*.yaml") if "factory" not in yaml.safe_load(path.read_text())
 )
+
+
+def study_settings(*overrides: str) -> StudySettings:
+    """The settings of `scalesearch run` with these overrides."""
+    from scalesearch.commands.run import settings_of
+
+    return settings_of(command_request("run", composed("run", *overrides))[1])
+
+
+def command_request(command: str, configuration: DictConfig) -> tuple[Any, Groups]:
+    """The arguments and groups of a command."""
+    from scalesearch.config import request
+
+    return request(importlib.import_module(f"scalesearch.commands.{command}"), configuration)
 
 
 @contextmanager
@@ -137,10 +162,20 @@ def around(block: str, **fields: Any) -> Network:
     )
 
 
+def recipe(**changes: Any) -> Recipe:
+    """A recipe of one epoch in float32, without augmentation, with other values where `changes` has them."""
+    from scalesearch.training import Recipe
+
+    values = {"epochs": 1, "batch_size": 50, "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.0}
+    values |= {"label_smoothing": 0.0, "schedule": "one_cycle", "warmup": 0.25, "flip": False, "crop_padding": 0.0}
+    return Recipe(**values | {"mixup": 0.0, "ema": 0.0, "autocast": "off", "channels_last": True} | changes)
+
+
 class InThisProcess:
     """An executor whose worker is this process, with what it was asked: for tests that are not about processes."""
 
     slots = 1
+    Settings = LocalExecutor.Settings
 
     def __init__(self, workers: int | None = None, *, threads: int = 1, devices: Sequence[str] = ()) -> None:
         self.asked: list[tuple[str, str]] = []
@@ -152,8 +187,6 @@ class InThisProcess:
         pass
 
     def submit(self, function: Any, specification: dict[str, Any]) -> Future[dict[str, Any]]:
-        from scalesearch.executor import EvaluationFailed
-
         self.asked.append((function.__name__, specification.get("name", "")))
         future: Future[dict[str, Any]] = Future()
         try:
@@ -166,10 +199,10 @@ class InThisProcess:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     """`executor=local` trains in this process; timings are planted, and nothing is in bfloat16 unless asked for."""
-    from scalesearch import executor, training
+    from scalesearch.training import timing
 
-    monkeypatch.setitem(executor.EXECUTORS, "local", InThisProcess)
-    monkeypatch.setattr(training, "pace", lambda *_, **__: training.Pace(1e-4, 1e-5))
+    monkeypatch.setitem(EXECUTORS._loaded, "local", InThisProcess)
+    monkeypatch.setattr(timing, "pace", lambda *_, **__: timing.Pace(1e-4, 1e-5))
 
 
 class Ended(NamedTuple):
@@ -196,6 +229,26 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return Ended(int(ended.value.code or 0), json.loads(out) if out.startswith("{") else {}, out + err)
 
     return carry_out
+
+
+def children() -> set[int]:
+    """The child processes of this one, zombies among them."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            found |= {int(pid) for pid in (task / "children").read_text().split()}
+    return found
+
+
+@pytest.fixture
+def nothing_is_left_behind() -> Iterator[None]:
+    """No worker and no zombie outlives the test."""
+    before = children()
+    yield
+    end = time.monotonic() + 3.0  # after shutdown(wait=False) workers are reaped in the background
+    while children() - before and time.monotonic() < end:
+        time.sleep(0.02)
+    assert children() <= before, "workers or zombies"
 
 
 @pytest.fixture

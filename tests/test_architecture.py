@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.util
 import re
 import sys
 import tomllib
@@ -12,7 +13,7 @@ from pathlib import Path
 from conftest import case
 
 import scalesearch
-from scalesearch.cli import COMMANDS
+from scalesearch import cli
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "scalesearch"
@@ -25,6 +26,8 @@ ROOMS = (
         "text",
         "checks",
         "registry",
+        "workspace",
+        "compose",
         "network",
         "scaling",
         "model",
@@ -39,15 +42,16 @@ ROOMS = (
     ),
     "budget",
     *("executor", "evaluation", "search", "selection", "variants", "fitting", "export", "template", "tracking"),
-    *("figures", "config", "study", "report", "screen", "run", "fidelity", "paper", "commands", "cli"),
+    *("figures", "config", "command_line", "screen", "session", "study", "report", "planning", "run", "fidelity"),
+    *("paper", "commands", "cli"),
 )
 DOORS = {
     "optuna": {"search"},
     "ray": {"executor"},
     "mlflow": {"tracking"},
     "matplotlib": {"figures"},
-    "hydra": {"config", "cli"},
-    "omegaconf": {"config", "cli"},
+    "hydra": {"compose", "cli"},
+    "omegaconf": {"compose", "config", "cli"},
     "rich": {"screen"},
     "sklearn": {"data"},
     "PIL": {"data"},
@@ -196,7 +200,7 @@ def test_what_is_public_says_what_it_is() -> None:
                     assert ast.get_docstring(node), node.name
 
 
-CONFIGURATIONS = sorted([*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "experiments").rglob("*.yaml")])
+CONFIGURATIONS = sorted((ROOT / "conf").rglob("*.yaml"))
 
 
 def test_every_configuration_opens_with_what_it_is_and_a_command() -> None:
@@ -211,8 +215,34 @@ def test_every_configuration_opens_with_what_it_is_and_a_command() -> None:
             assert words, "no sentence says what it is"
             commands = re.findall(r"(?m)(?:^|[`(]|: )scalesearch (\w+)", "\n".join(head))
             assert commands, "no command that uses it"
-            assert set(commands) <= set(COMMANDS)
+            assert set(commands) <= set(cli.commands())
 
 
 def test_the_version_is_the_same_everywhere() -> None:
     assert scalesearch.__version__ == PROJECT["version"]
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_imports() -> None:
+    spec = importlib.util.spec_from_file_location("rooms", ROOT / "docs" / "rooms.py")
+    assert spec is not None
+    assert spec.loader is not None
+    rooms = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rooms)
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    assert rooms.page(page) == page, "python docs/rooms.py"
+    assert rooms.arrows().keys() == set(ROOMS)
+
+
+def test_every_room_stands_in_the_table_in_its_order() -> None:
+    table = re.findall(r"(?m)^\| `(\w+)` \|", (ROOT / "docs" / "architecture.md").read_text())
+    assert table == list(ROOMS)
+
+
+def test_files_and_functions_are_short() -> None:
+    for path in SOURCES:
+        with case(name_of(path)):
+            assert len(path.read_text().splitlines()) <= 500
+            for node in ast.walk(parsed(path)):
+                if isinstance(node, ast.FunctionDef) and node.name != "train":  # the loop is read in one piece
+                    body = node.body[1:] if ast.get_docstring(node) else node.body
+                    assert not body or (body[-1].end_lineno or 0) - body[0].lineno < 60, node.name

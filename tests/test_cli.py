@@ -12,7 +12,8 @@ from typing import NamedTuple
 import pytest
 from hydra._internal.hydra import Hydra
 
-from scalesearch import cli
+from scalesearch import cli, workspace
+from scalesearch.workspace import conf_dir
 
 COEFFICIENTS = ["coefficients.alpha=1.2", "coefficients.beta=1.1", "coefficients.gamma=1.15"]
 ENTRY = "from scalesearch.cli import main; main()"
@@ -69,10 +70,10 @@ REFUSED = [
     ("run basline=mobilenetv2", "did you mean 'baseline'"),
     ("run baseline=mobilenetv", "did you mean 'mobilenetv2'"),
     ("run baseline=unheard_of", "known: .*preresnet29"),
-    ("run experiments=unheard_of", "there is no experiments 'unheard_of'"),
+    ("run experiments=unheard_of", "there is no experiment 'unheard_of'"),
     ("run data=folder data.rot=x", "did you mean 'data.root'"),
     ("run data.root=/x", "known: .*data.cache"),
-    ("run +key=1", "'key' is not a known key"),
+    ("run +key=1", "key is not a known key"),
     ("run +budget.tolerance=1", "leave the '\\+' away"),
     ("run +baseline=mobilenetv2", "leave the '\\+' away"),
     ("run +baseline.foo=1", "foo is not a known"),
@@ -108,12 +109,12 @@ REFUSED = [
     ("run data=folder", "needs data.root"),
     ("run data=folder data.root=/nonexistent", "no folder train/"),
     ("run data.num_val=60000", "data.num_val 60000"),
-    ("run executor.devices=[gpu]", "executor.devices holds 'gpu'"),
-    ("run workspace=/etc/passwd", "which is a file"),
-    ("run workspace=/etc/passwd/deep/er", "where /etc/passwd is a file"),
+    ("run executor.devices=[gpu]", "executor.devices.0. is 'gpu'"),
+    ("run workspace=/etc/passwd", "/etc/passwd is a file"),
+    ("run workspace=/etc/passwd/deep/er", "; /etc/passwd is a file"),
     ("run study=${nope}", "'nope' not found"),
     ("run study=???", "study"),
-    ("run +_target_=os.getcwd", "'_target_' is not a known key"),
+    ("run +_target_=os.getcwd", "_target_ is not a known key"),
     ("run --multirun baseline=mobilenetv2,nosuch", "there is no baseline 'nosuch'"),
     ("variants phis=[]", "phis is \\[\\]; it must be a list of numbers"),
     (" ".join(["variants", *COEFFICIENTS, "study=x"]), "give one of them"),
@@ -136,7 +137,7 @@ def test_bad_usage_is_one_message_and_leaves_nothing_behind(
     scalesearch: Command, tmp_path: Path, line: str, words: str
 ) -> None:
     code, out, err = scalesearch(*line.split(" "))
-    assert code == cli.USAGE
+    assert code == workspace.USAGE
     assert out == ""
     assert err.startswith("scalesearch: ")
     assert err.count("\n") == 1
@@ -147,7 +148,7 @@ def test_bad_usage_is_one_message_and_leaves_nothing_behind(
 def test_a_workspace_that_cannot_be_written_is_a_matter_of_the_environment(scalesearch: Command) -> None:
     tiny = ("data=digits", "data.num_train=200", "data.num_val=200", "tracking=none")
     code, _, err = scalesearch("run", "workspace=/proc/x", *tiny)
-    assert (code, err) == (cli.ENVIRONMENT, "scalesearch: /proc/x: No such file or directory\n")
+    assert (code, err) == (workspace.ENVIRONMENT, "scalesearch: /proc/x: No such file or directory\n")
 
 
 # A user's own baseline.
@@ -174,7 +175,7 @@ def own_baseline(directory: Path, text: str) -> list[str]:
 
 def test_a_baseline_of_ones_own_is_a_choice_like_any_other(scalesearch: Command, tmp_path: Path) -> None:
     code, out, _ = scalesearch("cost", *own_baseline(tmp_path / "conf", GOOD), "--json")
-    assert code == cli.DONE
+    assert code == workspace.DONE
     assert json.loads(out)["name"] == "mine"
 
 
@@ -202,7 +203,7 @@ def test_a_wrong_row_of_a_baseline_is_named(
     scalesearch: Command, tmp_path: Path, old: str, new: str, words: str
 ) -> None:
     code, out, err = scalesearch("cost", *own_baseline(tmp_path / "conf", GOOD.replace(old, new)))
-    assert (code, out) == (cli.USAGE, "")
+    assert (code, out) == (workspace.USAGE, "")
     assert err.startswith("scalesearch: ")
     assert err.count("\n") == 1
     assert words in err
@@ -211,7 +212,7 @@ def test_a_wrong_row_of_a_baseline_is_named(
 @pytest.mark.parametrize("text", ["a: [", "\t", "a: !!python/object/apply:os.getcwd []"])
 def test_a_baseline_that_is_no_yaml_is_one_message(scalesearch: Command, tmp_path: Path, text: str) -> None:
     code, _, err = scalesearch("cost", *own_baseline(tmp_path / "conf", text))
-    assert (code, err.count("\n")) == (cli.USAGE, 1)
+    assert (code, err.count("\n")) == (workspace.USAGE, 1)
     assert err.startswith("scalesearch: ")
 
 
@@ -220,7 +221,7 @@ def test_a_baseline_that_is_no_yaml_is_one_message(scalesearch: Command, tmp_pat
 
 def test_plan_without_a_candidate_prints_its_json_and_says_why(scalesearch: Command) -> None:
     code, out, err = scalesearch("plan", "--json", "budget.tolerance=0.0001")
-    assert code == cli.INFEASIBLE
+    assert code == workspace.INFEASIBLE
     plan = json.loads(out)
     assert plan["candidates"] == []
     assert plan["evaluations"] == 0
@@ -230,7 +231,7 @@ def test_plan_without_a_candidate_prints_its_json_and_says_why(scalesearch: Comm
 
 def test_variants_prints_one_json_object_and_writes_only_its_files(scalesearch: Command, tmp_path: Path) -> None:
     code, out, _ = scalesearch("variants", "--json", *COEFFICIENTS, "phis=[1]", "workspace=here")
-    assert code == cli.DONE
+    assert code == workspace.DONE
     names = [row["name"] for row in json.loads(out)["variants"]]
     assert names == ["mobilenetv2_phi1"]
     written = {path.name for path in tmp_path.rglob("*") if path.is_file()}
@@ -239,14 +240,14 @@ def test_variants_prints_one_json_object_and_writes_only_its_files(scalesearch: 
 
 def test_a_sweep_prints_a_json_object_a_job_and_leaves_nothing_behind(scalesearch: Command, tmp_path: Path) -> None:
     code, out, _ = scalesearch("cost", "depth=1.1", "--multirun", "baseline=mobilenetv2,preresnet29", "--json")
-    assert code == cli.DONE
+    assert code == workspace.DONE
     assert [json.loads(line)["name"] for line in out.splitlines()] == ["mobilenetv2", "preresnet29"]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_worst_job_of_a_sweep_decides_the_code(scalesearch: Command) -> None:
     code, out, err = scalesearch("cost", "baseline=preresnet20", "--multirun", "depth=1,-1,2", "--json")
-    assert code == cli.USAGE
+    assert code == workspace.USAGE
     assert len(out.splitlines()) == 2
     assert "scalesearch: depth is -1" in err
 
@@ -267,16 +268,16 @@ def test_a_search_prints_one_json_object_and_its_study_can_be_asked(scalesearch:
         *("budget.tolerance=0.5", "tracking=none", "executor.workers=1", "study=tiny", "phis=[1]"),
     ]
     code, out, err = scalesearch("run", "--json", *search)
-    assert code == cli.DONE, err
+    assert code == workspace.DONE, err
     answer = json.loads(out)
     assert answer["study"] == "tiny"
     assert answer["evaluations"]["failed"] == 0
     assert {path.name for path in tmp_path.iterdir()} == {"workspace"}
 
     code, out, _ = scalesearch("status", "--json")
-    assert (code, json.loads(out)["state"]) == (cli.DONE, "finished")
+    assert (code, json.loads(out)["state"]) == (workspace.DONE, "finished")
     code, out, _ = scalesearch("variants", "--json", "study=tiny", "phis=[2]")
-    assert (code, [row["phi"] for row in json.loads(out)["variants"]]) == (cli.DONE, [2])
+    assert (code, [row["phi"] for row in json.loads(out)["variants"]]) == (workspace.DONE, [2])
 
     study = tmp_path / "workspace" / "studies" / "tiny"
     assert scalesearch("status", "study=tny").err.count("did you mean 'tiny'") == 1
@@ -291,13 +292,13 @@ def test_a_search_prints_one_json_object_and_its_study_can_be_asked(scalesearch:
         whole = (study / name).read_text()
         (study / name).write_text(garbage)
         code, out, err = scalesearch(command, *(search if command == "run" else ["study=tiny"]))
-        assert (code, err.count("\n")) == (cli.USAGE, 1), (name, command, garbage, err)
+        assert (code, err.count("\n")) == (workspace.USAGE, 1), (name, command, garbage, err)
         assert err.startswith("scalesearch: ")
         (study / name).write_text(whole)
-    assert scalesearch("variants", "study=tiny", "phis=[1]").code == cli.DONE
+    assert scalesearch("variants", "study=tiny", "phis=[1]").code == workspace.DONE
     (study / "result.json").write_text("[1, 2]")
     code, out, err = scalesearch("report", "study=tiny")
-    assert (code, out, err.count("\n")) == (cli.USAGE, "", 1)
+    assert (code, out, err.count("\n")) == (workspace.USAGE, "", 1)
     assert "give its `scalesearch run` command again" in err
 
 
@@ -306,18 +307,18 @@ def test_a_search_prints_one_json_object_and_its_study_can_be_asked(scalesearch:
 
 def test_help_names_every_command(scalesearch: Command) -> None:
     code, out, err = scalesearch("--help")
-    assert (code, err) == (cli.DONE, "")
-    for command in cli.COMMANDS:
+    assert (code, err) == (workspace.DONE, "")
+    for command in cli.commands():
         assert f"  {command} " in out
-    assert scalesearch() == Answer(cli.USAGE, "", out)
+    assert scalesearch() == Answer(workspace.USAGE, "", out)
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("command", cli.commands())
 def test_the_help_of_a_command_is_ours(scalesearch: Command, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if command != "run":  # the groups of conf/ are the same for every command, and slow to list
         monkeypatch.setattr(Hydra, "list_all_config_groups", lambda self, parent="": [])
     code, out, err = scalesearch(command, "--help")
-    assert (code, err) == (cli.DONE, "")
+    assert (code, err) == (workspace.DONE, "")
     assert out.startswith("scalesearch ")
     assert f"scalesearch {command}:" in out
     assert "Powered by Hydra" not in out
@@ -330,7 +331,7 @@ def test_the_version_is_ours_behind_a_command_too(scalesearch: Command) -> None:
 
 def test_options_of_hydra_stand_anywhere(scalesearch: Command, tmp_path: Path) -> None:
     code, out, _ = scalesearch("run", "recipe.epochs=7", "--cfg", "job", "study=x")
-    assert code == cli.DONE
+    assert code == workspace.DONE
     assert "epochs: 7" in out
     assert "study: x" in out
     assert list(tmp_path.iterdir()) == []
@@ -350,13 +351,13 @@ def test_the_shell_completes(scalesearch: Command, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("COMP_LINE", line)
     monkeypatch.setenv("COMP_POINT", str(len(line)))
     code, out, err = scalesearch("-sc", "query=bash")
-    assert (code, err) == (cli.DONE, "")
+    assert (code, err) == (workspace.DONE, "")
     assert offered in out.split()
 
 
 def test_completion_is_registered_for_the_program_alone(scalesearch: Command) -> None:
     code, out, _ = scalesearch("-sc", "install=bash")
-    assert code == cli.DONE
+    assert code == workspace.DONE
     assert out.rstrip().endswith("hydra_bash_completion scalesearch")
 
 
@@ -378,13 +379,13 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
 
 def test_the_search_path_can_be_asked_for(tmp_path: Path) -> None:
     done = in_a_process(["cost", "--info", "searchpath"], tmp_path)
-    assert (done.returncode, done.stderr) == (cli.DONE, "")
-    assert cli.conf_dir().as_uri() in done.stdout
+    assert (done.returncode, done.stderr) == (workspace.DONE, "")
+    assert conf_dir().as_uri() in done.stdout
 
 
 def test_a_real_process_says_one_message_and_exits_with_the_code(tmp_path: Path) -> None:
     done = in_a_process(["run", "budgt.tolerance=1"], tmp_path)
-    assert done.returncode == cli.USAGE
+    assert done.returncode == workspace.USAGE
     assert done.stdout == ""
     assert done.stderr == "scalesearch: 'budgt.tolerance' is not a known key; did you mean 'budget.tolerance'?\n"
     assert list(tmp_path.iterdir()) == []
@@ -416,6 +417,6 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path: Path, program: str) -> N
         done = subprocess.run(
             [sys.executable, "-c", program], cwd=tmp_path, stdout=closed, stderr=subprocess.PIPE, timeout=120
         )
-    assert done.returncode == cli.DONE, done.stderr
+    assert done.returncode == workspace.DONE, done.stderr
     assert b"Traceback" not in done.stderr
     assert b"BrokenPipe" not in done.stderr

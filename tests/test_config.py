@@ -9,31 +9,28 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
-from conftest import case
-from hydra.core.global_hydra import GlobalHydra
+from conftest import case, command_request, composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from scalesearch import cli, config
 from scalesearch.budget import METRICS
+from scalesearch.checks import described
+from scalesearch.cli import commands
+from scalesearch.commands.reproduce import request_of
+from scalesearch.commands.run import settings_of
+from scalesearch.config import Selection, from_yaml, network_of, to_yaml
 from scalesearch.network import Network
-from scalesearch.scaling import Coefficients
+from scalesearch.search import STRATEGIES
+from scalesearch.study import decisive_settings
+from scalesearch.workspace import conf_dir, find_study, study_directory
 
-PRIMARIES = ("run", "cost", "train", "fidelity", "variants", "status", "report", "ui", "sync")
 COEFFICIENTS = ("coefficients.alpha=1.2", "coefficients.beta=1.1", "coefficients.gamma=1.15")
-QUESTIONS = {
-    "run": (config.load_experiment, ()),
-    "cost": (config.load_cost, ()),
-    "train": (config.load_train, ()),
-    "fidelity": (config.load_fidelity, ()),
-    "variants": (config.load_variants, COEFFICIENTS),
-    "status": (config.load_study, ()),
-    "report": (config.load_study, ()),
-    "ui": (config.load_study, ()),
-    "sync": (config.load_study, ()),
+GIVEN = {
+    "init": ("name=my_net",),
+    "reproduce": ("experiment=figure8",),
 }
+COMMANDS = tuple(commands())
 
 CHOSEN = ("baseline", "proxy", "rounding", "budget", "grid", "search", "selection", "recipe", "executor", "tracking")
 
@@ -42,47 +39,44 @@ OF_A_BASELINE = {
     for name in ("in_channels", "num_classes", "dropout", "stem.kernel", "stem.stride", "head.kernel")
 }
 
-# What may be left out, since the value classes have a default: null where it is not said otherwise.
+# What may be left out of a group, since its value class has a default: null where it is not said otherwise.
 MAY_BE_MISSING = {
-    "run": {
-        "data.split_seed",  # 0
-        "data.cache",
-        "tracking.uri",
-        "rounding.resolution_multiple",  # 1
-        *(f"budget.{metric}" for metric in METRICS),  # no limit
-        *OF_A_BASELINE,
-    },
-    "cost": {"rounding.resolution_multiple", *OF_A_BASELINE},
-    "train": {"data.split_seed", "data.cache", "rounding.resolution_multiple", *OF_A_BASELINE},
-    "fidelity": set(),
-    "variants": {"rounding.resolution_multiple", *OF_A_BASELINE},
-    "status": set(),
-    "report": set(),
-    "ui": {"port", "tracking", "tracking.uri"},
-    "sync": {"rebuild", "tracking", "tracking.uri"},
+    "data.split_seed",  # 0
+    "data.cache",
+    "tracking.uri",
+    "rounding.resolution_multiple",  # 1
+    *(f"budget.{metric}" for metric in METRICS),  # no limit
+    *(f"experiment.{name}" for name in ("question", "paper", "caveats")),
+    *(f"coefficients.{name}" for name in ("alpha", "beta", "gamma")),
+    *(f"search.{option.name}" for option in described(STRATEGIES["race"])),
+    *OF_A_BASELINE,
 }
 
 
-def compose(primary: str, *overrides: str) -> DictConfig:
+def compose(command: str, *overrides: str) -> DictConfig:
     """What only sets a key is set here, which is quicker; that Hydra sets keys as well is for test_cli.py to say."""
     values = [
         override for override in overrides if re.match(r"[a-z_]+(\.[a-z_]+)+=|(phis|workspace|study|init)=", override)
     ]
-    composed = copy.deepcopy(composed_once(primary, *(override for override in overrides if override not in values)))
+    made = copy.deepcopy(composed_once(command, *(override for override in overrides if override not in values)))
     for override in OverridesParser.create().parse_overrides(values):
-        OmegaConf.update(composed, override.key_or_group, override.value(), merge=False)
-    return composed
+        OmegaConf.update(made, override.key_or_group, override.value(), merge=False)
+    return made
 
 
 @functools.cache
-def composed_once(primary: str, *overrides: str) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
-        return hydra.compose(primary, overrides=list(overrides))
+def composed_once(command: str, *overrides: str) -> DictConfig:
+    return composed(command, *overrides)
 
 
-def question(primary: str, composed: DictConfig) -> Any:
-    return QUESTIONS[primary][0](composed)
+def question(command: str, configuration: DictConfig) -> Any:
+    """What the command makes of its configuration before it does anything: the settings of a study, or its request."""
+    arguments, groups = command_request(command, configuration)
+    if command in ("run", "plan", "retry"):
+        return settings_of(groups)
+    if command == "reproduce":
+        return request_of(arguments, groups)
+    return arguments, groups
 
 
 def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -96,8 +90,8 @@ def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def numeric_keys() -> list[tuple[str, str]]:
     found = []
-    for primary in PRIMARIES:
-        plain = OmegaConf.to_container(compose(primary, *QUESTIONS[primary][1]))
+    for primary in COMMANDS:
+        plain = OmegaConf.to_container(compose(primary, *GIVEN.get(primary, ())))
         found += [
             (primary, key)
             for key, value in leaves(plain)
@@ -110,18 +104,18 @@ def numeric_keys() -> list[tuple[str, str]]:
 def all_leaves() -> list[tuple[str, str]]:
     return [
         (primary, key)
-        for primary in PRIMARIES
-        for key, _ in leaves(OmegaConf.to_container(compose(primary, *QUESTIONS[primary][1])))
+        for primary in COMMANDS
+        for key, _ in leaves(OmegaConf.to_container(compose(primary, *GIVEN.get(primary, ()))))
     ]
 
 
 def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (cli.conf_dir() / group).glob("*.yaml"))
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("primary", PRIMARIES)
+@pytest.mark.parametrize("primary", COMMANDS)
 def test_every_primary_config_makes_its_question(primary: str) -> None:
-    question(primary, compose(primary, *QUESTIONS[primary][1]))
+    question(primary, compose(primary, *GIVEN.get(primary, ())))
 
 
 @pytest.mark.parametrize("group", CHOSEN)
@@ -162,11 +156,11 @@ def test_every_setting_is_read_and_so_is_missed() -> None:
     """What nothing reads could be taken away unseen. A default of a value class is the exception, listed above."""
     for primary, key in all_leaves():
         with case(primary, key):
-            composed = compose(primary, *QUESTIONS[primary][1])
+            composed = compose(primary, *GIVEN.get(primary, ()))
             parent, _, name = key.rpartition(".")
             with open_dict(composed):
                 del (OmegaConf.select(composed, parent) if parent else composed)[name]
-            if key in MAY_BE_MISSING[primary]:
+            if key in MAY_BE_MISSING:
                 question(primary, composed)
             else:
                 with pytest.raises(ValueError, match=rf"\b{name}\b.* (is missing|is None)"):
@@ -287,7 +281,7 @@ def test_settings_from_before_there_was_a_rule_mean_the_best_mean() -> None:
     with open_dict(composed):
         del composed["selection"]
     made = question("run", composed)
-    assert made.selection == question("run", compose("run")).selection == config.Selection("best", "macs")
+    assert made.selection == question("run", compose("run")).selection == Selection("best", "macs")
     assert made.study == question("run", compose("run")).study
 
 
@@ -300,17 +294,17 @@ def test_the_cheapest_tie_of_one_seed_each_is_refused_with_what_to_give() -> Non
 
 def test_making_an_experiment_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for primary in PRIMARIES:
-        question(primary, compose(primary, *QUESTIONS[primary][1]))
+    for primary in COMMANDS:
+        question(primary, compose(primary, *GIVEN.get(primary, ())))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_settings_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     made = question("run", compose("run"))
     path = tmp_path / "settings.yaml"
-    path.write_text(config.to_yaml(made.settings))
-    assert config.decisive_settings(config.from_yaml(path)) == config.decisive_settings(made.settings)
-    assert config.load_baseline(config.from_yaml(path)) == made.baseline
+    path.write_text(to_yaml(made.values))
+    assert decisive_settings(from_yaml(path)) == decisive_settings(made.values)
+    assert network_of(from_yaml(path)["baseline"], trusted=False) == made.baseline
 
 
 GARBAGE = {
@@ -330,8 +324,8 @@ def test_a_damaged_file_is_named_and_nothing_in_it_runs(tmp_path: Path) -> None:
         with case(name):
             path, mark = tmp_path / "settings.yaml", tmp_path / "mark"
             path.write_bytes(text.replace("{mark}", str(mark)).encode(errors="surrogateescape"))
-            with pytest.raises(ValueError, match=r"settings\.yaml|is None"):
-                config.decisive_settings(config.from_yaml(path))
+            with pytest.raises(ValueError, match=r"settings\.yaml|is None|is missing"):
+                decisive_settings(from_yaml(path))
             assert not mark.exists()
 
 
@@ -339,23 +333,23 @@ def test_an_interpolation_in_a_saved_file_is_not_resolved(tmp_path: Path, monkey
     monkeypatch.setenv("SECRET", "resolved")
     path = tmp_path / "settings.yaml"
     path.write_text("a: ${oc.env:SECRET}\nb: ${a}")
-    assert config.from_yaml(path) == {"a": "${oc.env:SECRET}", "b": "${a}"}
+    assert from_yaml(path) == {"a": "${oc.env:SECRET}", "b": "${a}"}
 
 
 def test_the_only_study_needs_no_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no study in"):
-        config.find_study(tmp_path, None)
+        find_study(tmp_path, None)
     for name in ("one", "two"):
-        directory = config.study_directory(tmp_path, name)
+        directory = study_directory(tmp_path, name)
         directory.mkdir(parents=True)
         if name == "two":
-            assert config.find_study(tmp_path, None).name == "one"
+            assert find_study(tmp_path, None).name == "one"
         (directory / "settings.yaml").touch()
     with pytest.raises(ValueError, match=r"study=NAME is missing; .*one, two"):
-        config.find_study(tmp_path, None)
+        find_study(tmp_path, None)
     with pytest.raises(ValueError, match="did you mean 'two'"):
-        config.find_study(tmp_path, "twos")
-    assert config.find_study(tmp_path, "two") == config.study_directory(tmp_path, "two")
+        find_study(tmp_path, "twos")
+    assert find_study(tmp_path, "two") == study_directory(tmp_path, "two")
 
 
 def test_variants_wants_all_coefficients_or_a_study() -> None:
@@ -364,13 +358,8 @@ def test_variants_wants_all_coefficients_or_a_study() -> None:
             question("variants", compose("variants", *given))
 
 
-def test_without_coefficients_the_papers_are_taken() -> None:
-    assert question("variants", compose("variants")).coefficients == Coefficients(1.2, 1.1, 1.15)
-    assert question("variants", compose("variants", "study=x")).coefficients is None
-
-
 def compose_with(primary: str, key: str, value: object, *, add: bool = False) -> DictConfig:
-    composed = compose(primary, *QUESTIONS[primary][1])
+    composed = compose(primary, *GIVEN.get(primary, ()))
     OmegaConf.update(composed, key, value, merge=False, force_add=add)
     return composed
 

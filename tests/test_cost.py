@@ -205,17 +205,13 @@ def test_parts_add_up_to_the_whole_in_the_order_of_the_forward_pass(baselines: d
 
 
 def test_an_unknown_block_is_refused_with_the_nearest_name(baselines: dict[str, Network]) -> None:
-    hints = {"mbconvv": "did you mean 'mbconv'?", "preact_botleneck": "did you mean", "zzz": ""}
+    hints = {"mbconvv": "did you mean 'mbconv'?", "preact_botleneck": "did you mean", "zzz": "known: conv, conv_norm"}
     for baseline, (given, hint) in product(baselines.values(), hints.items()):
         broken = replace(baseline, stages=(*baseline.stages, replace(baseline.stages[-1], block=given)))
         with case(baseline.name, given):
-            with pytest.raises(ValueError, match="known blocks: conv, conv_norm") as refusal:
+            with pytest.raises(ValueError, match=rf"\.block is {given!r}.*{re.escape(hint)}") as refusal:
                 cost(broken)
-            said = str(refusal.value)
-            assert said.startswith(f"baseline {baseline.name!r}: stages")
-            assert f".block is {given!r}; " in said
-            assert hint in said
-            assert ("did you mean" in said) == bool(hint)
+            assert str(refusal.value).startswith(f"baseline {baseline.name!r}: stages")
 
 
 # Tables that are nonsense
@@ -240,7 +236,7 @@ head: {block: class_token}
 NONSENSE = [
     # What the table alone says.
     (CONVOLUTIONS, "repeats: 2", "repeats: 0", "stages[1].repeats is 0; it must be a whole number from 1 to 1000"),
-    (CONVOLUTIONS, "channels: 24", "channels: 1000000000", "stages[0].channels is 1000000000; it must be a whole"),
+    (CONVOLUTIONS, "channels: 24", "channels: 1000000000", "stages[0].channels is 1000000000; it must be null or a"),
     (CONVOLUTIONS, "resolution: 32", "resolution: 3", "resolution is 3 px, smaller than the total stride 4"),
     (CONVOLUTIONS, "stride: 2, channels", "repeats: 2, channels", "stem.repeats is 2; only stages repeat"),
     (CONVOLUTIONS, "{block: norm}", "{block: norm, repeats: 2}", "head.repeats is 2; only stages repeat"),
@@ -250,7 +246,7 @@ NONSENSE = [
     (CONVOLUTIONS, "activation: relu", "activation: relu\nnorm_epsilon: 0", "norm_epsilon is 0; it must be a number"),
     # What a block says: of its fields,
     (CONVOLUTIONS, "block: mbconv", "block: mbconvv", "stages[0].block is 'mbconvv'; did you mean 'mbconv'?"),
-    (CONVOLUTIONS, "block: mbconv", "block: zzz", "stages[0].block is 'zzz'; known blocks: conv, conv_norm"),
+    (CONVOLUTIONS, "block: mbconv", "block: zzz", "stages[0].block is 'zzz' (known: conv, conv_norm"),
     (CONVOLUTIONS, "groups: 8", "heads: 8", "stages[1].heads is 8; a bottleneck has none: leave it out"),
     (CONVOLUTIONS, "expand: 6", "groups: 2", "stages[0].groups is 2; a mbconv has none: leave it out"),
     (

@@ -15,49 +15,22 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import children, recipe
+from tiny import DATA, DIGITS, TINY
 
-from scalesearch.data import DataSpec, load
 from scalesearch.evaluation import Evaluation, Evaluator, Outcome
 from scalesearch.executor import LocalExecutor
 from scalesearch.ledger import Ledger
-from scalesearch.network import Network, Stage
 from scalesearch.training import Recipe
 
 pytestmark = pytest.mark.xdist_group("evaluation")  # they share two workers
 
-DIGITS = DataSpec("digits", num_train=300, num_val=101)
-NETWORK = Network(
-    name="tiny",
-    resolution=8,
-    in_channels=1,
-    num_classes=10,
-    activation="relu",
-    stem=(Stage(block="conv_norm", channels=8),),
-    stages=(Stage(block="mbconv", channels=8),),
-    head=(Stage(block="conv_norm", kernel=1, channels=16),),
-)
-RECIPE = Recipe(
-    epochs=1,
-    batch_size=50,
-    learning_rate=0.1,
-    momentum=0.9,
-    weight_decay=0.0,
-    label_smoothing=0.0,
-    schedule="one_cycle",
-    warmup=0.25,
-    flip=False,
-    crop_padding=0.0,
-    mixup=0.0,
-    ema=0.0,
-    autocast="off",
-    channels_last=True,
-)
+RECIPE = recipe()
 ENDLESS = dataclasses.replace(RECIPE, epochs=10_000)  # minutes: stopped in every test
-FINGERPRINT = load(DIGITS).fingerprint
 
 
-def evaluation(seed: int, recipe: Recipe = RECIPE) -> Evaluation:
-    return Evaluation(NETWORK, recipe, FINGERPRINT, seed)
+def evaluation(seed: int, with_recipe: Recipe = RECIPE) -> Evaluation:
+    return Evaluation(TINY, with_recipe, DATA.fingerprint, seed)
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +48,6 @@ def ledger(tmp_path: Path) -> Ledger:
 @pytest.fixture
 def evaluator(ledger: Ledger, executor: LocalExecutor) -> Evaluator:
     return Evaluator(ledger, executor, DIGITS)
-
-
-def children() -> list[int]:
-    """The processes whose parent this one is."""
-    return [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
 
 
 def until(condition: Callable[[], Any], *, seconds: float = 60.0) -> Any:
@@ -154,8 +122,8 @@ def test_one_that_is_asked_for_twice_is_trained_once(evaluator: Evaluator) -> No
 
 
 def test_the_key_knows_neither_the_network_s_name_nor_the_spelling_of_numbers() -> None:
-    renamed = dataclasses.replace(NETWORK, name="other")
-    assert Evaluation(renamed, RECIPE, "d", 0).key == Evaluation(NETWORK, RECIPE, "d", 0).key
+    renamed = dataclasses.replace(TINY, name="other")
+    assert Evaluation(renamed, RECIPE, "d", 0).key == Evaluation(TINY, RECIPE, "d", 0).key
     assert evaluation(0).key != evaluation(1).key
     assert json.loads(json.dumps(evaluation(0).specification())) == evaluation(0).specification()
 
@@ -217,7 +185,7 @@ def assert_once(*answers: list[Any], wanted: list[Evaluation]) -> None:
 
 def test_a_killed_worker_fails_its_own_evaluation_and_no_other(ledger: Ledger) -> None:
     wanted = [evaluation(0, ENDLESS), evaluation(1), evaluation(2)]
-    before = set(children())
+    before = children()
     with LocalExecutor(workers=1) as one:
         outcomes: list[Outcome] = []
 
@@ -227,7 +195,7 @@ def test_a_killed_worker_fails_its_own_evaluation_and_no_other(ledger: Ledger) -
         driver = threading.Thread(target=drive)
         driver.start()
         wait_for_claim(ledger, wanted[0].key)
-        os.kill(until(lambda: set(children()) - before).pop(), signal.SIGKILL)
+        os.kill(until(lambda: children() - before).pop(), signal.SIGKILL)
         driver.join(60)
         assert not driver.is_alive()
     assert [(o.evaluation.seed, o.result is None) for o in outcomes] == [(0, True), (1, False), (2, False)]
@@ -266,7 +234,7 @@ def test_an_executor_that_is_shut_down_has_failed_nothing(ledger: Ledger) -> Non
     driver = threading.Thread(target=drive)
     driver.start()
     wait_for_claim(ledger, endless.key)
-    until(lambda: one._pool._seats[0]._process)  # type: ignore[attr-defined]
+    until(lambda: one._seats[0]._process)  # type: ignore[attr-defined]
     one.shutdown(wait=False, cancel_futures=True)
     driver.join(30)
     assert [type(error) for error in caught] == [CancelledError]
@@ -364,6 +332,25 @@ def test_what_another_driver_gives_up_is_trained(evaluator: Evaluator, ledger: L
     threading.Timer(0.3, other.release).start()  # the other driver gives up
     (outcome,) = evaluator.run([evaluation(0)])
     assert not outcome.reused
+
+
+def test_a_strategy_may_wait_for_what_another_driver_trains(evaluator: Evaluator, ledger: Ledger) -> None:
+    list(evaluator.run([evaluation(0)]))
+    path = ledger.weights_path(evaluation(0).key).with_suffix(".json")
+    path.rename(tmp := path.with_suffix(".away"))
+    other = ledger.claim(evaluation(0).key)
+    assert other is not None
+    threading.Timer(0.3, lambda: (tmp.rename(path), other.release())).start()
+    seen: list[int] = []
+
+    def strategy() -> Iterator[Evaluation | None]:
+        yield evaluation(0)
+        while not seen:
+            yield None
+        yield evaluation(1)
+
+    seen.extend(outcome.evaluation.seed for outcome in evaluator.run(strategy()))
+    assert seen == [0, 1]
 
 
 def test_a_strategy_that_waits_for_nothing_is_an_error_and_no_hang(evaluator: Evaluator) -> None:

@@ -6,6 +6,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +15,10 @@ import pytest
 from PIL import Image
 
 from scalesearch import figures
+from scalesearch.figures.study import accuracy_against_macs, coefficients_parallel, family_cost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from matplotlib.figure import Figure
 
@@ -101,6 +102,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Pa
     return cache(lambda case: figures.draw_all(CASES[case], place / case / "figures", title=TITLE))
 
 
+def test_a_figure_is_found_by_its_file() -> None:
+    folder = Path(figures.__file__).parent / "study"
+    assert list(figures.FIGURES) == sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+    assert {figure.TABLE for figure in figures.FIGURES.values()} == set(CASES["usual"])
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_figure_is_written_as_png_and_as_svg(case: str, written: Callable[[str], list[Path]]) -> None:
     files = written(case)
@@ -120,7 +127,7 @@ def test_every_figure_is_written_as_png_and_as_svg(case: str, written: Callable[
 def test_svg_has_the_axis_labels_as_text(written: Callable[[str], list[Path]]) -> None:
     files = {file.name: file for file in written("usual")}
     for name, drawing in figures.FIGURES.items():
-        figure = drawing.draw(drawing.data(CASES["usual"][drawing.table]))
+        figure = drawing.draw(drawing.data(CASES["usual"][drawing.TABLE]))
         labels = {label for axes in figure.axes for label in (axes.get_xlabel(), axes.get_ylabel()) if label}
         assert labels, name
         found = {e.text for e in ElementTree.parse(files[f"{name}.svg"]).iter() if e.tag.endswith("}text")}
@@ -170,31 +177,31 @@ def test_neither_importing_nor_drawing_needs_pyplot(tmp_path: Path) -> None:
 def test_only_figures_of_the_given_tables_are_drawn(tmp_path: Path) -> None:
     files = figures.draw_all({"family": CASES["usual"]["family"]}, tmp_path, title="")
     drawn = {file.stem for file in files}
-    assert drawn == {name for name, drawing in figures.FIGURES.items() if drawing.table == "family"}
+    assert drawn == {name for name, drawing in figures.FIGURES.items() if drawing.TABLE == "family"}
 
 
 def test_an_unknown_table_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no figure reads a table 'trails'; known tables: candidates, family"):
+    with pytest.raises(ValueError, match="no figure reads a table 'trails', only candidates or family"):
         figures.draw_all({"trails": CASES["usual"]["family"]}, tmp_path, title="")
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_a_missing_column_is_named(name: str) -> None:
     drawing = figures.FIGURES[name]
-    table = CASES["usual"][drawing.table].drop(columns="macs_ratio")
+    table = CASES["usual"][drawing.TABLE].drop(columns="macs_ratio")
     with pytest.raises(ValueError, match="needs the column 'macs_ratio'"):
         drawing.data(table)
 
 
 def test_an_empty_family_is_an_error() -> None:
     with pytest.raises(ValueError, match="no rows"):
-        figures.family_cost_data(CASES["usual"]["family"].iloc[:0])
+        family_cost.data(CASES["usual"]["family"].iloc[:0])
 
 
 @pytest.mark.parametrize("case", ["usual", "some failed", "one candidate", "no 1x network", "sixty", "one seed"])
 def test_points_and_bars_are_the_tables(case: str) -> None:
     table = CASES[case]["candidates"]
-    figure = figures.draw_accuracy_against_macs(figures.accuracy_against_macs_data(table))
+    figure = accuracy_against_macs.draw(accuracy_against_macs.data(table))
     table = table[table["val_accuracy_mean"].notna()]
     is_baseline = table["candidate"] == "baseline"
     roles = {
@@ -246,24 +253,24 @@ def test_a_figure_without_any_accuracy_says_so(draw: str) -> None:
 def test_missing_intervals_are_said_in_the_figure(missing: int, words: str) -> None:
     table = candidates_table(6)
     table.loc[: missing - 1, ["val_accuracy_low", "val_accuracy_high"]] = np.nan
-    figure = figures.draw_accuracy_against_macs(figures.accuracy_against_macs_data(table))
+    figure = accuracy_against_macs.draw(accuracy_against_macs.data(table))
     assert words in " ".join(texts(figure)).replace("\n", " ")
 
 
 def test_the_plain_candidates_and_the_chosen_are_labelled() -> None:
     table = candidates_table(4).assign(chosen=False, tied=False)
     table.loc[4, "chosen"] = True
-    numbers = figures.accuracy_against_macs_data(table)
+    numbers = accuracy_against_macs.data(table)
     expected = ("", "depth only (c01)", "width only (c02)", "resolution only (c03)", "compound (c04)")
     assert numbers.label == expected
     assert numbers.role == ("baseline", "other", "other", "other", "chosen")
-    assert set(expected[1:]) <= set(texts(figures.draw_accuracy_against_macs(numbers)))
+    assert set(expected[1:]) <= set(texts(accuracy_against_macs.draw(numbers)))
 
 
 def test_a_candidate_is_of_the_plainest_kind_of_its_triples() -> None:
     table = candidates_table(1)
     table.loc[1, "triples"] = "[[1.95, 1.05, 1.0], [2.0, 1, 1.0]]"
-    assert figures.accuracy_against_macs_data(table).label == ("", "depth only (c01)")
+    assert accuracy_against_macs.data(table).label == ("", "depth only (c01)")
 
 
 @pytest.mark.parametrize("case", ["usual", "sixty", "all equal"])
@@ -272,7 +279,7 @@ def test_labels_of_points_do_not_overlap_and_lie_inside(case: str) -> None:
 
     for name in ("accuracy_against_macs", "family_cost"):
         drawing = figures.FIGURES[name]
-        numbers = drawing.data(CASES[case][drawing.table])
+        numbers = drawing.data(CASES[case][drawing.TABLE])
         figure: Any = drawing.draw(numbers)
         figure.draw_without_rendering()
         renderer = figure.canvas.get_renderer()
@@ -290,7 +297,7 @@ def test_labels_of_points_do_not_overlap_and_lie_inside(case: str) -> None:
 
 def test_the_axis_is_broken_only_where_the_1x_network_is_far_away() -> None:
     def axes_with_points(table: pd.DataFrame) -> int:
-        figure = figures.draw_accuracy_against_macs(figures.accuracy_against_macs_data(table))
+        figure = accuracy_against_macs.draw(accuracy_against_macs.data(table))
         return len(figure.axes)
 
     near = candidates_table(5)
@@ -303,7 +310,7 @@ def test_the_axis_is_broken_only_where_the_1x_network_is_far_away() -> None:
 def test_cost_has_the_unit_that_fits(factor: int, label: str) -> None:
     table = candidates_table(5)
     table["macs"] *= factor
-    figure = figures.draw_accuracy_against_macs(figures.accuracy_against_macs_data(table))
+    figure = accuracy_against_macs.draw(accuracy_against_macs.data(table))
     assert label in [axes.get_xlabel() for axes in figure.axes]
     assert "counted ratio to the 1x network" in texts(figure)
 
@@ -311,7 +318,7 @@ def test_cost_has_the_unit_that_fits(factor: int, label: str) -> None:
 @pytest.mark.parametrize("case", ["usual", "some failed", "one candidate", "all equal", "sixty"])
 def test_parallel_lines_are_the_tables(case: str) -> None:
     table = CASES[case]["candidates"]
-    figure = figures.draw_coefficients_parallel(figures.coefficients_parallel_data(table))
+    figure = coefficients_parallel.draw(coefficients_parallel.data(table))
     table = table[table["val_accuracy_mean"].notna() & (table["candidate"] != "baseline")]
     names = {"alpha (depth)": "alpha", "beta (width)": "beta", "gamma (resolution)": "gamma"}
     for at, (label, column) in enumerate(
@@ -333,7 +340,7 @@ def test_parallel_lines_are_the_tables(case: str) -> None:
 @pytest.mark.parametrize("case", ["usual", "some failed", "one candidate", "one seed"])
 def test_family_points_and_lines_are_the_tables(case: str) -> None:
     table = CASES[case]["family"].sort_values("phi")
-    figure = figures.draw_family_cost(figures.family_cost_data(table))
+    figure = family_cost.draw(family_cost.data(table))
     (axes,) = figure.axes
     assert axes.get_yscale() == "log"
     np.testing.assert_allclose(part(figure, "counted").get_offsets(), table[["phi", "macs_ratio"]])

@@ -99,7 +99,7 @@ def test_the_threads_are_put_back(small: Network) -> None:
             try:
                 assert latency(small, device="cpu", threads=3 - before, budget_seconds=1e-5).threads == 3 - before
                 assert torch.get_num_threads() == before
-                with pytest.raises(ValueError, match="known blocks"):
+                with pytest.raises(ValueError, match="known: conv"):
                     latency(
                         replace(small, stem=(replace(small.stem[0], block="unknown"),)),
                         device="cpu",
@@ -116,24 +116,13 @@ def test_torchs_generator_is_left_alone(small: Network) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_another_device_is_refused_by_name(small: Network) -> None:
-    for device in ["gpu", "cuda:x", "mps", "meta", "", 0.5]:
-        with case(device), pytest.raises(ValueError, match=r"device is .*; it must be 'cpu', 'cuda' or one GPU"):
-            latency(small, device=device)
-
-
-def test_a_gpu_that_is_not_there_is_of_the_environment(small: Network) -> None:
-    with pytest.raises(OSError, match=f"device is 'cuda:99', but torch sees {torch.cuda.device_count()} GPUs here"):
-        latency(small, device="cuda:99")
-
-
 def test_a_number_out_of_range_is_refused_by_name(small: Network) -> None:
     cases = [
         ({"threads": 0}, "threads is 0; it must be a whole number from 1"),
         ({"threads": 1.5}, "threads is 1.5"),
         ({"batch_size": 0}, "batch_size is 0; it must be a whole number from 1"),
         ({"batch_size": True}, "batch_size is True"),
-        ({"budget_seconds": 0}, "budget_seconds is 0; it must be a number above 0"),
+        ({"budget_seconds": 0}, "budget_seconds is 0; it must be a number from 1e-09 to 3600"),
         ({"budget_seconds": float("nan")}, "budget_seconds is nan"),
     ]
     for given, said in cases:

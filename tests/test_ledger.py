@@ -10,23 +10,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import case
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalesearch.ledger import (
-    VERSION,
-    Ledger,
-    StudyLocked,
-    canonical_json,
-    evaluation_key,
-    lock_study,
-    write_atomic,
-)
+from scalesearch.ledger import VERSION, Ledger, Measured, StudyLocked, canonical_json, evaluation_key, lock_study
+from scalesearch.ledger import write_atomic as write
 
 SPECIFICATION = {"network": {"resolution": 16, "stages": [{"block": "mbconv", "channels": 8}]}, "seed": 1, "rate": 0.1}
 KEY = evaluation_key(SPECIFICATION)
@@ -75,12 +68,11 @@ def test_the_order_of_keys_does_not_matter() -> None:
     assert evaluation_key(dict(reversed(SPECIFICATION.items()))) == KEY
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [(1, 1.0), (1, True), (0.1, 0.1 + 1e-17 + 1e-16), (0.0, -0.0), (None, False), ("1", 1), ([1, 2], [2, 1]), ([], {})],
-)
-def test_different_values_have_different_keys(one: object, other: object) -> None:
-    assert evaluation_key({"x": one}) != evaluation_key({"x": other})
+def test_different_values_have_different_keys() -> None:
+    pairs = [(1, 1.0), (1, True), (0.1, 0.1 + 1e-17 + 1e-16), (0.0, -0.0), (None, False), ("1", 1), ([], {})]
+    for one, other in (*pairs, ([1, 2], [2, 1])):
+        with case(one, other):
+            assert evaluation_key({"x": one}) != evaluation_key({"x": other})
 
 
 PLAIN = st.recursive(
@@ -98,26 +90,17 @@ def test_canonical_json_is_read_back_equal_and_tells_values_apart(one: object, o
         assert canonical_json(one) != canonical_json(other)
 
 
-CIRCLE: list[object] = []
-CIRCLE.append(CIRCLE)
-
-
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
+def test_what_is_not_plain_json_is_refused_and_placed() -> None:
+    circle: list[object] = []
+    circle.append(circle)
+    cases: list[tuple[object, str]] = [
         (float("nan"), r"x\.y\[1\] is nan; numbers must be finite"),
-        (float("-inf"), "is -inf"),
-        ((1, 2), "is a tuple"),
-        (Path("a"), "is a (Posix)?Path"),
-        (b"a", "is a bytes"),
-        ({1: 2}, "the key 1; keys must be strings"),
-        ({1}, "is a set"),
-        (CIRCLE, "contains itself"),
-    ],
-)
-def test_what_is_not_plain_json_is_refused_and_placed(value: object, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        evaluation_key({"x": {"y": [0, value]}})
+        *[(float("-inf"), "is -inf"), ((1, 2), "is a tuple"), (Path("a"), "is a (Posix)?Path"), (b"a", "is a bytes")],
+        *[({1: 2}, "the key 1; keys must be strings"), ({1}, "is a set"), (circle, "contains itself")],
+    ]
+    for value, words in cases:
+        with case(words), pytest.raises(ValueError, match=words):
+            evaluation_key({"x": {"y": [0, value]}})
 
 
 def test_a_specification_cannot_claim_a_version() -> None:
@@ -147,46 +130,37 @@ def test_weights_and_checkpoint_lie_beside_the_record(tmp_path: Path) -> None:
     assert ledger.checkpoint_path(KEY) == tmp_path / "evaluations" / KEY[:2] / f"{KEY}.checkpoint.safetensors"
 
 
-@pytest.mark.parametrize("key", ["", "abc", "../" + KEY, KEY.upper(), KEY + "\n"])
-def test_only_a_key_leads_to_a_file(tmp_path: Path, key: str) -> None:
-    with pytest.raises(ValueError, match="is not the key of an evaluation"):
-        Ledger(tmp_path).get(key)
+def test_only_a_key_leads_to_a_file(tmp_path: Path) -> None:
+    for key in ("", "abc", "../" + KEY, KEY.upper(), KEY + "\n"):
+        with case(key), pytest.raises(ValueError, match="is not the key of an evaluation"):
+            Ledger(tmp_path).get(key)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "words"),
-    [
+def test_what_is_no_record_is_not_written(tmp_path: Path) -> None:
+    cases = [
         (record(result={"val_accuracy": float("nan")}), r"result\.val_accuracy is nan"),
         (record(result={"curve": [0.5, float("inf")]}), r"result\.curve\[1\] is inf"),
         (record(state="running"), "its state is 'running'"),
         (record(key="0" * 64), "its key is"),
-    ],
-)
-def test_what_is_no_record_is_not_written(tmp_path: Path, wrong: dict[str, object], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        Ledger(tmp_path).put(KEY, wrong)
+    ]
+    for wrong, words in cases:
+        with case(words), pytest.raises(ValueError, match=words):
+            Ledger(tmp_path).put(KEY, wrong)
     assert not list(tmp_path.rglob("*.*"))
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: b"",
-        lambda content: content[:-20],
-        lambda content: b"\0" * len(content),
-        lambda content: b"\xff" + content,
-        lambda content: b"[]",
-        lambda content: content.replace(b"finished", b"done"),
-        lambda content: content.replace(KEY.encode(), b"0" * 64),
-    ],
-)
-def test_a_damaged_record_is_named_with_the_way_out(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    ledger = Ledger(tmp_path)
+def test_a_damaged_record_is_named_with_the_way_out(tmp_path: Path) -> None:
+    ledger, path = Ledger(tmp_path), tmp_path / "evaluations" / KEY[:2] / f"{KEY}.json"
     ledger.put(KEY, record())
-    path = tmp_path / "evaluations" / KEY[:2] / f"{KEY}.json"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=re.escape(str(path)) + " is damaged .*; delete that file and run the same"):
-        ledger.get(KEY)
+    content = path.read_bytes()
+    words = re.escape(str(path)) + " is damaged .*; delete that file and run the same"
+    for damaged in (
+        *(b"", content[:-20], b"\0" * len(content), b"\xff" + content, b"[]"),
+        *(content.replace(b"finished", b"done"), content.replace(KEY.encode(), b"0" * 64)),
+    ):
+        path.write_bytes(damaged)
+        with case(damaged[:30]), pytest.raises(ValueError, match=words):
+            ledger.get(KEY)
     path.unlink()
     assert ledger.get(KEY) is None
 
@@ -244,12 +218,12 @@ def test_leftovers_of_killed_writers_are_swept_after_an_hour(tmp_path: Path) -> 
 
 def test_a_file_that_cannot_be_written_leaves_the_older_one(tmp_path: Path) -> None:
     path = tmp_path / "new" / "directory" / "file"
-    write_atomic(path, b"old")
+    write(path, b"old")
     with pytest.raises(TypeError):
-        write_atomic(path, "text")  # type: ignore[arg-type]
+        write(path, "text")  # type: ignore[arg-type]
     assert path.read_bytes() == b"old"
     assert list(path.parent.iterdir()) == [path]
-    write_atomic(path, b"new")
+    write(path, b"new")
     assert path.read_bytes() == b"new"
 
 
@@ -378,3 +352,18 @@ def test_a_lock_without_a_readable_name_still_locks(tmp_path: Path) -> None:
     with pytest.raises(StudyLocked, match="another process; wait until it is done"), lock_study(tmp_path):
         pass
     end(process)
+
+
+# ----------------------------------------------------------------------------------------------------- measurements
+
+
+def test_a_damaged_file_of_measurements_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "measured.json"
+    for content in ("", "[1]", '{"here": [1]}', '{"here": {"a": [1]}}', "\0"):
+        path.write_text(content)
+        measured = Measured(path, "here")
+        assert measured.get("a") is None, content
+        measured.put("a", 1.5)
+        assert Measured(path, "here").get("a") == 1.5, content
+    Measured(path, "there").put("b", "x")
+    assert json.loads(path.read_text()) == {"here": {"a": 1.5}, "there": {"b": "x"}}

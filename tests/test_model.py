@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,6 +164,39 @@ def test_the_networks_epsilon_is_every_norms(epsilon: float, block_network: Netw
     module = build(replace(block_network, norm_epsilon=epsilon))
     norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d | nn.LayerNorm)]
     assert {part.eps for part in norms} == {epsilon}
+
+
+def test_a_block_of_another_package_is_found_by_its_entry_point(tmp_path: Path) -> None:
+    """A real one: a package with the metadata that an installation writes. It is built, and counted as its records."""
+    (tmp_path / "average.py").write_text(
+        "import torch.nn.functional as F\n"
+        "from scalesearch.model import Block, Convolution\n\n"
+        "class Average(Block):\n"
+        "    fields = ('channels', 'activation')\n\n"
+        "    @staticmethod\n"
+        "    def layers(place):\n"
+        "        return {'conv': Convolution(place.in_channels, place.channels, place.resolution)}\n\n"
+        "    def forward(self, x):\n"
+        "        return self.activation(self.conv(F.avg_pool2d(x, 3, 1, 1)))\n"
+    )
+    metadata = tmp_path / "average-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: average\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[scalesearch.blocks]\naverage = average:Average\n")
+    code = (
+        "import torch\n"
+        "from scalesearch.cost import cost\n"
+        "from scalesearch.model import BLOCKS, build\n"
+        "from scalesearch.network import from_table\n"
+        "assert 'average' in set(BLOCKS)\n"
+        "row = {'block': 'average', 'channels': 4}\n"
+        "table = {'resolution': 8, 'activation': 'relu', 'stem': row, 'stages': [row], 'num_classes': 2}\n"
+        "network = from_table(table, name='net')\n"
+        "print(build(network)(torch.zeros(1, 3, 8, 8)).numel(), cost(network).params)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert ended.stdout.split() == ["2", str(3 * 4 + 4 * 4 + 4 * 2 + 2)], ended.stderr
 
 
 # Records and shapes of whole networks

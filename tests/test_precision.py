@@ -11,43 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import InThisProcess
+from conftest import InThisProcess, recipe
+from tiny import PLAIN, TINY
 
-from scalesearch import machine, training
+from scalesearch import machine
 from scalesearch.cost import cost
 from scalesearch.data import DataSpec, describe, load
 from scalesearch.evaluation import Evaluation, Evaluator, Outcome, Work, mixed_precision
-from scalesearch.ledger import Ledger, Measured
+from scalesearch.ledger import Ledger
 from scalesearch.network import Network, Stage
-from scalesearch.training import Pace, Recipe, Result
+from scalesearch.training import Recipe, Result, timing
+from scalesearch.training.timing import Pace
 
-NETWORK = Network(
-    name="plain",
-    resolution=8,
-    in_channels=1,
-    num_classes=10,
-    activation="relu",
-    stem=(Stage(block="conv_norm", channels=8),),
-    stages=(Stage(block="conv_norm", channels=12),),
-)
-OTHER = replace(NETWORK, stages=(Stage(block="mbconv", channels=12, expand=2),))
-DEEPER = replace(NETWORK, stages=(Stage(block="conv_norm", channels=12, repeats=3),))
-RECIPE = Recipe(
-    epochs=1,
-    batch_size=16,
-    learning_rate=0.1,
-    momentum=0.9,
-    weight_decay=0.0,
-    label_smoothing=0.0,
-    schedule="one_cycle",
-    warmup=0.25,
-    flip=True,
-    crop_padding=0.0,
-    mixup=0.0,
-    ema=0.0,
-    autocast="auto",
-    channels_last=True,
-)
+DEEPER = replace(PLAIN, stages=(Stage(block="conv_norm", channels=12, repeats=3),))
+RECIPE = recipe(batch_size=16, flip=True, autocast="auto")
 DIGITS = DataSpec("digits", num_train=64, num_val=50)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,29 +36,29 @@ def evaluator(workspace: Path, executor: InThisProcess) -> Evaluator:
 
 def plant(monkeypatch: pytest.MonkeyPatch, *, found: Sequence[str], bfloat16: float) -> None:
     """A processor with these instructions, on which bfloat16 takes that share of float32's time."""
-    monkeypatch.setattr(training, "instructions", lambda: frozenset(found))
-    monkeypatch.setattr(training.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(timing, "instructions", lambda: frozenset(found))
+    monkeypatch.setattr(timing.torch.cuda, "is_available", lambda: False)
     seconds = {"float32": 1.0, "bfloat16": bfloat16}
-    monkeypatch.setattr(training, "pace", lambda *_, precision, **__: Pace(seconds[precision], 1.0))
+    monkeypatch.setattr(timing, "pace", lambda *_, precision, **__: Pace(seconds[precision], 1.0))
 
 
 def test_bfloat16_is_taken_where_it_is_measured_to_take_a_tenth_less(monkeypatch: pytest.MonkeyPatch) -> None:
     for share, expected in ((0.5, "bfloat16"), (0.89, "bfloat16"), (0.95, "float32"), (4.0, "float32")):
         plant(monkeypatch, found=["AVX-512", "bfloat16"], bfloat16=share)
-        assert training.faster_precision(NETWORK, RECIPE) == expected, share
+        assert timing.faster_precision(PLAIN, RECIPE) == expected, share
 
 
 def test_without_the_instructions_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, found=["AVX-512"], bfloat16=0.1)
-    monkeypatch.setattr(training, "pace", None)
-    assert training.faster_precision(NETWORK, RECIPE) == "float32"
+    monkeypatch.setattr(timing, "pace", None)
+    assert timing.faster_precision(PLAIN, RECIPE) == "float32"
 
 
 def test_what_the_recipe_asks_for_is_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(training, "pace", None)
+    monkeypatch.setattr(timing, "pace", None)
     executor = InThisProcess()
     for asked, expected in (("off", "float32"), ("bfloat16", "bfloat16")):
-        assert evaluator(tmp_path, executor).precision(NETWORK, replace(RECIPE, autocast=asked)) == expected
+        assert evaluator(tmp_path, executor).precision(PLAIN, replace(RECIPE, autocast=asked)) == expected
     assert not executor.asked
     assert not (tmp_path / "precision.json").exists()
 
@@ -92,21 +69,21 @@ def test_networks_of_the_same_blocks_are_decided_once_and_for_all(
     """Noise in a timing must not train one candidate in another precision than the next, nor a resumed search."""
     executor = InThisProcess()
     plant(monkeypatch, found=["bfloat16"], bfloat16=0.5)
-    assert evaluator(tmp_path, executor).precision(NETWORK, RECIPE) == "bfloat16"
+    assert evaluator(tmp_path, executor).precision(PLAIN, RECIPE) == "bfloat16"
     plant(monkeypatch, found=["bfloat16"], bfloat16=2.0)
     assert evaluator(tmp_path, executor).precision(DEEPER, RECIPE) == "bfloat16"
-    assert executor.asked == [("precision_specification", "plain")]
-    assert evaluator(tmp_path, executor).precision(OTHER, RECIPE) == "float32"
+    assert executor.asked == [("precision_specification", PLAIN.name)]
+    assert evaluator(tmp_path, executor).precision(TINY, RECIPE) == "float32"
     (kept,) = json.loads((tmp_path / "precision.json").read_text()).values()
     assert sorted(kept.values()) == ["bfloat16", "float32"]
     monkeypatch.setattr("scalesearch.evaluation.environment", lambda: machine.environment() | {"processor": "another"})
-    assert evaluator(tmp_path, executor).precision(NETWORK, RECIPE) == "float32"
+    assert evaluator(tmp_path, executor).precision(PLAIN, RECIPE) == "float32"
 
 
 def test_what_was_decided_stands_in_the_record_and_not_in_the_key(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    evaluation = Evaluation(NETWORK, RECIPE, load(DIGITS).fingerprint, 0)
+    evaluation = Evaluation(PLAIN, RECIPE, load(DIGITS).fingerprint, 0)
     plant(monkeypatch, found=["bfloat16"], bfloat16=2.0)
     for reused in (False, True):
         (outcome,) = evaluator(tmp_path, InThisProcess()).run([evaluation])
@@ -121,7 +98,7 @@ def test_what_was_decided_stands_in_the_record_and_not_in_the_key(
 def outcome(precision: str, *, failed: bool = False) -> Outcome:
     right = np.ones(2, bool)
     result = Result(val_accuracy=1, val_loss=1, correct=right, curve=(), train_seconds=1, images_per_second=1)
-    return Outcome(Evaluation(NETWORK, RECIPE, "data", 0), None if failed else result, "", True, precision)
+    return Outcome(Evaluation(PLAIN, RECIPE, "data", 0), None if failed else result, "", True, precision)
 
 
 def test_trainings_of_two_precisions_are_never_compared_in_silence() -> None:
@@ -136,27 +113,6 @@ def test_trainings_of_two_precisions_are_never_compared_in_silence() -> None:
     assert "1 in a precision that was not recorded" in words
 
 
-@pytest.mark.parametrize(
-    ("flags", "most", "expected"),
-    [
-        ("avx2 fma", "", set()),
-        ("avx2 avx512f", "", {"AVX-512"}),
-        ("avx2 avx512f avx512_bf16", "", {"AVX-512", "bfloat16"}),
-        ("avx2 avx512f avx512_bf16", "AVX2", set()),
-        ("avx2 avx512f avx512_bf16", "avx512_core_vnni", {"AVX-512"}),
-        ("avx2 avx512f avx512_bf16 amx_bf16", "AVX512_CORE_BF16", {"AVX-512", "bfloat16"}),
-        ("asimd bf16", "", {"bfloat16"}),
-    ],
-)
-def test_the_instructions_are_those_that_the_processor_has_and_onednn_may_use(
-    flags: str, most: str, expected: set[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(machine, "_about_cpu", lambda: {"flags": flags, "model name": "X1"})
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", most)
-    assert machine.instructions() == expected
-    assert machine.processor().startswith("X1 (")
-
-
 def test_a_pace_is_what_more_steps_take_longer_and_what_is_done_once_does_not_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -165,30 +121,18 @@ def test_a_pace_is_what_more_steps_take_longer_and_what_is_done_once_does_not_co
         assert recipe.epochs == 1
         return SimpleNamespace(train_seconds=1.0 + len(data.train_images))
 
-    assert training.pace(NETWORK, RECIPE, precision="float32", budget_seconds=0.02) > (0, 0)
-    monkeypatch.setattr(training, "train", planted)
-    found = training.pace(NETWORK, RECIPE, precision="float32")
+    assert timing.pace(PLAIN, RECIPE, precision="float32", budget_seconds=0.02) > (0, 0)
+    monkeypatch.setattr(timing, "train", planted)
+    found = timing.pace(PLAIN, RECIPE, precision="float32")
     assert found.train_seconds == pytest.approx(1)
-    large = replace(NETWORK, resolution=512, stages=(Stage(block="conv_norm", channels=256),))
+    large = replace(PLAIN, resolution=512, stages=(Stage(block="conv_norm", channels=256),))
     share = cost(large).macs / 5e7  # of what is timed of it, at a lower resolution
-    assert training.pace(large, RECIPE, precision="float32").train_seconds >= share
+    assert timing.pace(large, RECIPE, precision="float32").train_seconds >= share
 
 
 def test_expected_seconds_add_up_what_each_network_takes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plant(monkeypatch, found=[], bfloat16=1.0)
     executor, sizes = InThisProcess(), describe(DIGITS)
-    work = [Work(NETWORK, RECIPE, sizes, 3), Work(OTHER, replace(RECIPE, epochs=2), sizes, 1)]
+    work = [Work(PLAIN, RECIPE, sizes, 3), Work(TINY, replace(RECIPE, epochs=2), sizes, 1)]
     images = 3 * (64 + 50) + (2 * 64 + 50)  # a second each, planted, one worker
     assert evaluator(tmp_path, executor).expected_seconds(work) == pytest.approx(images)
-
-
-def test_a_damaged_file_of_measurements_is_begun_anew(tmp_path: Path) -> None:
-    path = tmp_path / "measured.json"
-    for content in ("", "[1]", '{"here": [1]}', '{"here": {"a": [1]}}', "\0"):
-        path.write_text(content)
-        measured = Measured(path, "here")
-        assert measured.get("a") is None, content
-        measured.put("a", 1.5)
-        assert Measured(path, "here").get("a") == 1.5, content
-    Measured(path, "there").put("b", "x")
-    assert json.loads(path.read_text()) == {"here": {"a": 1.5}, "there": {"b": "x"}}

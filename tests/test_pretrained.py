@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from conftest import recipe
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
@@ -25,7 +26,7 @@ from scalesearch.ledger import Ledger, evaluation_key
 from scalesearch.model import build, trust
 from scalesearch.network import Factory, Network, Stage
 from scalesearch.scaling import Rounding, resize
-from scalesearch.training import Recipe, save_weights
+from scalesearch.training import save_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -127,7 +128,7 @@ def test_timms_weights_give_timms_logits(
     path = file_of(theirs, tmp_path / "model.safetensors")
     initial = pretrained.fetch(f"timm:{name}@{path}", [network], warn=silent)
     assert largest_difference(theirs, started(network, initial), network.resolution) < 1e-4
-    fit = pretrained.fit(initial.tensors, network)
+    fit = pretrained.overlap(initial.tensors, network)
     assert fit.taken == fit.layers
     assert not fit.reshaped + fit.missing + fit.unused
 
@@ -310,7 +311,7 @@ def test_a_deeper_network_takes_each_block_at_its_place(tiny: tuple[nn.Module, s
     theirs, source = tiny
     deeper = resize(TINY, depth=1.5, rounding=RULE)
     initial = pretrained.fetch(source, [TINY], warn=silent)
-    fit = pretrained.fit(initial.tensors, deeper)
+    fit = pretrained.overlap(initial.tensors, deeper)
     assert (fit.reshaped, fit.missing, fit.unused) == ([], ["stages.0.2", "stages.1.2"], [])
     assert (
         str(fit)
@@ -334,14 +335,15 @@ def test_a_deeper_network_takes_each_block_at_its_place(tiny: tuple[nn.Module, s
 
 def test_a_shallower_network_says_what_it_leaves(tiny: tuple[nn.Module, str]) -> None:
     _, source = tiny
-    fit = pretrained.fit(pretrained.fetch(source, [TINY], warn=silent).tensors, resize(TINY, depth=0.5, rounding=RULE))
+    tensors = pretrained.fetch(source, [TINY], warn=silent).tensors
+    fit = pretrained.overlap(tensors, resize(TINY, depth=0.5, rounding=RULE))
     assert (fit.taken, fit.missing, fit.unused) == (fit.layers, [], ["stages.0.1", "stages.1.1"])
 
 
 def test_a_wider_network_says_that_nothing_fits(tiny: tuple[nn.Module, str]) -> None:
     _, source = tiny
     initial, wider = pretrained.fetch(source, [TINY], warn=silent), resize(TINY, width=2, rounding=RULE)
-    fit = pretrained.fit(initial.tensors, wider)
+    fit = pretrained.overlap(initial.tensors, wider)
     assert (fit.taken, fit.reshaped) == (0, ["stem", "stages", "head", "classifier"])
     torch.manual_seed(0)
     before = build(wider).state_dict()
@@ -364,7 +366,7 @@ def test_other_classes_or_channels_leave_one_layer(
     _, source = tiny
     other = replace(TINY, **changed)  # type: ignore[arg-type]
     for bases in ([TINY], [other]):  # the weights are whole for a table with other classes as well
-        fit = pretrained.fit(pretrained.fetch(source, bases, warn=silent).tensors, other)
+        fit = pretrained.overlap(pretrained.fetch(source, bases, warn=silent).tensors, other)
         assert (fit.reshaped, fit.missing, fit.unused) == (left, [], [])
 
 
@@ -374,8 +376,8 @@ def test_a_vision_transformer_of_another_resolution_leaves_its_positions(tmp_pat
     larger = replace(VIT, resolution=48)
     for bases in ([VIT], [larger]):
         initial = pretrained.fetch(str(tmp_path / "vit.safetensors"), bases, warn=silent)
-        assert pretrained.fit(initial.tensors, larger).reshaped == ["stem.position"]
-        assert pretrained.fit(initial.tensors, VIT).reshaped == []
+        assert pretrained.overlap(initial.tensors, larger).reshaped == ["stem.position"]
+        assert pretrained.overlap(initial.tensors, VIT).reshaped == []
 
 
 def test_a_layer_is_taken_whole_or_not_at_all() -> None:
@@ -385,7 +387,7 @@ def test_a_layer_is_taken_whole_or_not_at_all() -> None:
     before = model.classifier.weight.clone()
     pretrained.start(model, network, tensors)
     assert torch.equal(model.classifier.weight, before)
-    assert pretrained.fit(tensors, network).taken == 0
+    assert pretrained.overlap(tensors, network).taken == 0
 
 
 def make(depth: float, width: float, resolution: int, num_classes: int, in_channels: int) -> nn.Module:
@@ -400,7 +402,7 @@ def test_a_network_that_a_function_makes_takes_a_librarys_weights_and_its_own(tm
     path = file_of(theirs, tmp_path / "model.safetensors")
     for source in (f"timm:resnet18@{path}", str(path)):
         initial = pretrained.fetch(source, [factory], warn=silent)
-        assert pretrained.fit(initial.tensors, factory).reshaped == ["fc"]
+        assert pretrained.overlap(initial.tensors, factory).reshaped == ["fc"]
         whole = replace(factory, num_classes=1000)
         assert largest_difference(theirs, started(whole, initial), 64) < 1e-5
 
@@ -438,23 +440,7 @@ def test_equal_weights_have_one_digest_whichever_way_they_came(tiny: tuple[nn.Mo
 
 
 def test_initial_weights_change_the_key_and_their_absence_does_not() -> None:
-    recipe = Recipe(
-        epochs=1,
-        batch_size=2,
-        learning_rate=0.1,
-        momentum=0.9,
-        weight_decay=0.0,
-        label_smoothing=0.0,
-        schedule="cosine",
-        warmup=0.0,
-        flip=False,
-        crop_padding=0.0,
-        mixup=0.0,
-        ema=0.0,
-        autocast="off",
-        channels_last=True,
-    )
-    plain = {"network": TINY.table(), "recipe": dataclasses.asdict(recipe), "data": "d", "seed": 0}
-    assert Evaluation(TINY, recipe, "d", 0).key == evaluation_key(plain)
-    keys = {Evaluation(TINY, recipe, "d", 0, init).key for init in (None, "a" * 64, "b" * 64)}
+    plain = {"network": TINY.table(), "recipe": dataclasses.asdict(recipe()), "data": "d", "seed": 0}
+    assert Evaluation(TINY, recipe(), "d", 0).key == evaluation_key(plain)
+    keys = {Evaluation(TINY, recipe(), "d", 0, init).key for init in (None, "a" * 64, "b" * 64)}
     assert len(keys) == 3

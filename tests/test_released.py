@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -80,7 +81,10 @@ def test_a_released_study_goes_on_and_its_files_are_the_same(released: Path, com
     assert code == 0, said
     assert answer["evaluations"] == {"trained": 0, "reused": 10, "failed": 0}
     changed = {name for name, content in before.items() if (released / name).read_bytes() != content}
-    assert changed <= {"environment.json", "result.json"}  # the machine, and how many this command has trained
+    # the machine, how many this command has trained, and other words for the same numbers
+    assert changed <= {"environment.json", "result.json", "report.md"}
+    numbers = re.compile(r"\|.*|[-+]?\d[\d.]*|    scalesearch .*")  # and whole tables and commands
+    assert numbers.findall((released / "report.md").read_text()) == numbers.findall(before["report.md"].decode())
     old, new = json.loads(before["result.json"]), json.loads((released / "result.json").read_text())
     assert old | {"evaluations": new["evaluations"]} == new
 

@@ -713,14 +713,22 @@ def test_a_training_whose_worker_was_killed_has_failed_alone(failed: tuple[Path,
     assert "SIGKILL" in failure["reason"]
 
 
-@pytest.mark.parametrize(("command", "code", "trained"), [("run", 3, 0), ("retry", 0, 1)])
+@pytest.mark.parametrize(
+    ("command", "more", "code", "trained"), [("run", (), 3, 0), ("retry", (), 0, 1), ("run", ("retry=true",), 0, 1)]
+)
 def test_a_failed_training_is_retried_alone_and_not_by_run(
-    failed: tuple[Path, Ended], unbroken: Unbroken, tmp_path: Path, command: str, code: int, trained: int
+    failed: tuple[Path, Ended],
+    unbroken: Unbroken,
+    tmp_path: Path,
+    command: str,
+    more: tuple[str, ...],
+    code: int,
+    trained: int,
 ) -> None:
     workspace = tmp_path / "workspace"
     shutil.copytree(failed[0], workspace)
     kept = {path: identity(path) for path, record in records(workspace).items() if record["state"] == "finished"}
-    ended = in_process(command, workspace, *search("tracking=none"))
+    ended = in_process(command, workspace, *search("tracking=none"), *more)
     assert ended.code == code, ended.error
     assert ended.answer["evaluations"] == {"trained": trained, "reused": PLANNED - 1, "failed": 1 - trained}
     assert kept == {path: identity(path) for path in kept}

@@ -154,7 +154,7 @@ def test_a_failure_is_kept_until_it_is_retried(user: User) -> None:
     assert first.answer["val_accuracy_mean"] is None
     assert first.answer["seeds"][0]["weights"] is None
     assert "diverged" in first.answer["seeds"][0]["reason"]
-    assert f"seed 0 failed: {first.answer['seeds'][0]['reason']}" in first.error
+    assert f"seed 0: failed: {first.answer['seeds'][0]['reason']}" in first.error
     (record,) = (user.place / "workspace").glob("evaluations/*/*.json")
     before = record.stat().st_mtime_ns
     assert user.asks("train", *diverging).code == 4

@@ -3,7 +3,7 @@
     python benchmarks/tabular/record.py mobilenetv2 --seeds 12
     python benchmarks/tabular/record.py preresnet20 --seeds 12
 
-Writes NAME.csv, a row a training, and NAME.npz beside this file: which validation images the trainings of the whole
+Writes NAME.csv, one row per training, and NAME.npz beside this file: which validation images the trainings of the whole
 schedule had right. Trainings go through the ledger of `--workspace`: end this at any moment, and the same command goes
 on. A search can then be replayed on the table in milliseconds: replay.py, beside this file.
 """
@@ -16,16 +16,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pandas as pd
 
-from scalesearch import config, search
-from scalesearch.cli import conf_dir
+from scalesearch import compose, search
+from scalesearch.config import plain
 from scalesearch.data import load
 from scalesearch.evaluation import Evaluation, Evaluator
 from scalesearch.executor import EXECUTORS
 from scalesearch.ledger import Ledger
+from scalesearch.study import StudySettings
 
 HERE = Path(__file__).resolve().parent
 SHARES = (0.25, 0.5, 1.0)  # of the recipe's epochs
@@ -37,11 +37,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--workspace", default="workspace")
     asked = parser.parse_args()
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        images = ("data.num_train=12000", "data.num_val=10000")  # as these tables were recorded
-        words = [f"baseline={asked.baseline}", *images, f"workspace={asked.workspace}"]
-        composed = hydra.compose("run", overrides=words)
-    experiment = config.load_experiment(composed)
+    images = ("data.num_train=12000", "data.num_val=10000")  # as these tables were recorded
+    words = [f"baseline={asked.baseline}", *images, f"workspace={asked.workspace}"]
+    experiment = StudySettings.of(plain(compose.composed("run", *words)))
     network, rounding = experiment.proxy_network
     plan = search.candidates(network, experiment.grid, experiment.budget, rounding)
     data = load(experiment.data)

@@ -3,8 +3,8 @@
     python benchmarks/tabular/replay.py                     # some minutes, most of them Optuna's Gaussian process
     python benchmarks/tabular/replay.py --replays 100       # a quick look, printed only
 
-A replay draws seeds with replacement, the same for all candidates, so the recorded trainings are the population and
-their means are the truth. A strategy sees validation accuracies; what its choice loses is counted on the test split.
+A replay draws seeds with replacement, the same seeds for all candidates. The recorded trainings are the population, and
+their means are the truth. A strategy sees validation accuracies; its regret is measured on the test split.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import hydra
 import numpy as np
 import torch
+from recorded import Recorded, replay
 
-from scalesearch import config, search
-from scalesearch.cli import conf_dir
+from scalesearch import compose, search
+from scalesearch.config import plain
 from scalesearch.evaluation import Evaluation, Outcome
-from scalesearch.search import Recorded, Strategy, TrialResult, replay
+from scalesearch.search import Strategy, TrialResult
 from scalesearch.selection import select
+from scalesearch.study import StudySettings
 from scalesearch.training import Result
 
 HERE = Path(__file__).resolve().parent
@@ -59,10 +59,9 @@ PIECE = 50  # replays that a process takes at a time
 
 
 @functools.cache
-def composed(baseline: str, name: str, overrides: tuple[str, ...], seeds: int) -> config.StudySettings:
+def composed(baseline: str, name: str, overrides: tuple[str, ...], seeds: int) -> StudySettings:
     given = [f"baseline={baseline}", f"search={name}", f"recipe.seeds={seeds}", *overrides]
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return config.load_experiment(hydra.compose("run", overrides=given))
+    return StudySettings.of(plain(compose.composed("run", *given)))
 
 
 def regrets(
@@ -124,8 +123,8 @@ def candidates_table(baseline: str) -> Iterator[str]:
 
 
 def ties(baseline: str, name: str, replays: int) -> tuple[float, float]:
-    """(share of replays in which choice and ties hold the truly best candidate, mean number of those named)."""
-    recorded, right = Recorded.read(HERE / f"{baseline}.csv"), np.load(HERE / f"{baseline}.npz")
+    """(share of replays in which choice and ties include the truly best candidate, mean number of those named)."""
+    recorded, correct = Recorded.read(HERE / f"{baseline}.csv"), np.load(HERE / f"{baseline}.npz")
     experiment = composed(baseline, name, (), SEEDS)
     network, rounding = experiment.proxy_network
     plan = search.candidates(network, experiment.grid, experiment.budget, rounding)
@@ -141,45 +140,38 @@ def ties(baseline: str, name: str, replays: int) -> tuple[float, float]:
         )
         for candidate in (plan.baseline, *plan.candidates)
         for seed in range(num_seeds)
-        for bits in [np.unpackbits(right[f"{candidate.id}.{seed}"]).astype(bool)]
+        for bits in [np.unpackbits(correct[f"{candidate.id}.{seed}"]).astype(bool)]
     }
     best = recorded.names[int(recorded.scores[1.0].mean(1).argmax())]
-    held, sizes = 0, 0
+    right, sizes = 0, 0
     for number in range(replays):
         columns = np.random.default_rng(number).integers(0, num_seeds, DRAWS).tolist()
         found = replay(experiment.search.strategy, recorded, seeds=SEEDS, columns=columns)
-        asked: list[tuple[Any, int]] = [(plan.baseline, seed) for seed in range(SEEDS)]
+        asked = [(plan.baseline, seed) for seed in range(SEEDS)]
         asked += [(plan.candidates[request.candidate], request.seed) for request in found.requests]
-        trained = [
-            TrialResult(
-                candidate,
-                Outcome(
-                    Evaluation(candidate.network, experiment.recipe, "", seed),
-                    results[candidate.id, columns[seed]],
-                    "",
-                    reused=True,
-                ),
-            )
-            for candidate, seed in asked
-        ]
+        trials = []
+        for candidate, seed in asked:
+            evaluation = Evaluation(candidate.network, experiment.recipe, "", seed)
+            outcome = Outcome(evaluation, results[candidate.id, columns[seed]], "", reused=True)
+            trials.append(TrialResult(candidate, outcome))
         contenders = [candidate.id for place, candidate in enumerate(plan.candidates) if place not in found.stopped]
-        choice = select(trained, confidence=experiment.search.confidence, contenders=contenders)
+        choice = select(trials, confidence=experiment.search.confidence, contenders=contenders)
         assert choice.chosen == recorded.names[found.chosen]
         named = {choice.chosen, *choice.tied}
-        held += best in named
+        right += best in named
         sizes += len(named)
-    return held / replays, sizes / replays
+    return right / replays, sizes / replays
 
 
 def ties_table(replays: int) -> Iterator[str]:
-    held_words = "choice and ties hold the truly best"
-    yield _row("baseline", "strategy", held_words, "nominal", "candidates named, mean", "of", "replays")
+    promise = "choice and ties include the truly best"
+    yield _row("baseline", "strategy", promise, "nominal", "candidates named, mean", "of", "replays")
     yield _row(*["---"] * 7)
     for baseline in BASELINES:
         size = len(Recorded.read(HERE / f"{baseline}.csv").names)
         for name in ("grid", "race"):
-            held, named = ties(baseline, name, replays)
-            numbers = (f"{100 * held:.1f} %", "95 %", f"{named:.1f}", str(size), f"{replays:,}")
+            right, named = ties(baseline, name, replays)
+            numbers = (f"{100 * right:.1f} %", "95 %", f"{named:.1f}", str(size), f"{replays:,}")
             yield _row(baseline, name, *numbers)
 
 
@@ -190,20 +182,20 @@ def _row(*cells: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replays", type=int, default=1000)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     page = PAGE.read_text()
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        parts = {"ties": ties_table(asked.replays)}
+        parts = {"ties": ties_table(options.replays)}
         for baseline in BASELINES:
             parts[f"candidates of {baseline}"] = candidates_table(baseline)
-            parts[f"strategies on {baseline}"] = strategies_table(baseline, asked.replays, pool)
+            parts[f"strategies on {baseline}"] = strategies_table(baseline, options.replays, pool)
         for name, rows in parts.items():
             table = "\n".join(rows)
             print(f"\n{name}\n{table}", flush=True)
             begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
             before, _, rest = page.partition(begin)
             page = f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}"
-    if asked.replays >= 1000:
+    if options.replays >= 1000:
         PAGE.write_text(page)
 
 

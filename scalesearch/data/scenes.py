@@ -27,7 +27,7 @@ SCRAPS = 6  # of other garments
 SCRAP, ENLARGED = 10, 17  # px, the side of a scrap when it is cut, and when it is pasted
 _GARMENT = 28  # px
 _SEEDS = {"train": 1, "val": 2, "test": 3}
-_ONE = 1 << 16  # of the fixed point that coordinates are held in
+_ONE = 1 << 16  # of the fixed point that coordinates are in
 _PER_SCENE = 5 + 5 * SCRAPS  # numbers drawn
 
 

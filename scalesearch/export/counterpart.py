@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from scalesearch import network as networks
 from scalesearch.model import build_on_meta
-from scalesearch.network import AnyNetwork, Factory, Network, Stage, where
+from scalesearch.network import AnyNetwork, Factory, Network, Stage, as_read, where
 from scalesearch.pretrained import match
 from scalesearch.scaling import Rounding, resize
+from scalesearch.text import raised
 
 
 class Counterpart(NamedTuple):
@@ -64,7 +65,7 @@ class _Name(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """A call of something of a library: carried out by `_made`, written as Python by `_code`."""
+    """A call of something of a library: run by `_made`, written as Python by `_code`."""
 
     function: str
     given: tuple[Any, ...]
@@ -99,7 +100,7 @@ def _difference(network: Network, call: _Call) -> str:
         with torch.device("meta"):
             theirs = _made(call)
     except Exception as error:  # of any type: timm checks little
-        return f"timm does not make it: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return f"timm does not make it: {raised(error)}"
     ours = build_on_meta(network)
     try:
         match(_shortcuts_last(theirs.state_dict()), ours)
@@ -157,7 +158,7 @@ def _common(network: Network) -> dict[str, Any]:
     given = {
         "num_classes": (network.num_classes, 1000),
         "in_chans": (network.in_channels, 3),
-        "drop_rate": (network.dropout, 0),
+        "drop_rate": (as_read(network.dropout), 0),
         "img_size": (network.resolution if vision_transformer else 224, 224),
     }
     return {key: value for key, (value, usual) in given.items() if value != usual}
@@ -187,7 +188,7 @@ _ACTIVATIONS = {
 
 
 def _described(network: Network) -> _Call:
-    """The call that gives `network` in timm, by its kind. Errors: ValueError that says why there is none."""
+    """The call that gives `network` in timm, by its kind. Raises: ValueError: why there is none."""
     blocks = {stage.block for stage in network.stages}
     if blocks == {"transformer"}:
         return _vision_transformer(network)
@@ -211,7 +212,7 @@ def _vision_transformer(network: Network) -> _Call:
         "embed_dim": network.features,
         "depth": network.depth,
         "num_heads": first.heads,
-        "mlp_ratio": first.expand,
+        "mlp_ratio": as_read(first.expand),
         "act_layer": _ACTIVATIONS[first.activation or network.activation],
     }
     return _Call("timm.create_model", ("vit_tiny_patch16_224",), named | _epsilon(network) | _common(network))
@@ -249,15 +250,15 @@ def _resnet(network: Network) -> _Call:
         _need(not model.squeeze_excite, "its blocks have no gate")
         named["stem_chs"] = first.channels
     if before and bottleneck:
-        named["bottle_ratio"] = model.expand
+        named["bottle_ratio"] = as_read(model.expand)
     elif bottleneck:
         uneven = [count for count in channels if count % 4]
         _need(not uneven, f"{uneven} channels of a bottleneck are no multiple of 4")
         named["channels"] = tuple(count // 4 for count in channels)
         base = 256 * model.expand / model.groups  # channels of a group, for 64 of timm's `channels`
-        named |= {"cardinality": model.groups, "base_width": int(base) if base == int(base) else base}
+        named |= {"cardinality": model.groups, "base_width": as_read(base)}
     if ratio := model.squeeze_excite:
-        squeeze = _Call("functools.partial", (_Name("timm.layers.SEModule"),), {"rd_ratio": ratio})
+        squeeze = _Call("functools.partial", (_Name("timm.layers.SEModule"),), {"rd_ratio": as_read(ratio)})
         named["block_args"] = {"attn_layer": "se" if ratio == 1 / 16 else squeeze}
     named["act_layer"] = _ACTIVATIONS[network.activation]
     name = f"resnet{'v2_' * before}{50 if bottleneck else 18}"
@@ -315,10 +316,10 @@ def _stage(stage: Stage, network: Network) -> str:
         kind = "cn"
         marks.append("skip")
     elif kind in ("ir", "er"):
-        marks.append(f"e{stage.expand!r}")
+        marks.append(f"e{as_read(stage.expand)!r}")
     marks.append(f"c{stage.channels}")
     if stage.squeeze_excite:
-        marks.append(f"se{stage.squeeze_excite!r}")
+        marks.append(f"se{as_read(stage.squeeze_excite)!r}")
     if stage.activation not in (None, network.activation):
         codes = {"relu": "re", "relu6": "r6", "hardswish": "hs", "silu": "sw"}
         _need(stage.activation in codes, f"the activation of a row cannot be {stage.activation} there")

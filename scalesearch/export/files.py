@@ -5,7 +5,6 @@ Everything is made and checked in memory before a file appears: one that is ther
 
 from __future__ import annotations
 
-import difflib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,7 +24,8 @@ from scalesearch.export.counterpart import Counterpart
 from scalesearch.ledger import write_atomic
 from scalesearch.model import build, trust
 from scalesearch.network import AnyNetwork, Factory
-from scalesearch.pretrained import Initial, fit, start
+from scalesearch.pretrained import Initial, overlap, start
+from scalesearch.text import near, raised
 from scalesearch.training import load_weights
 
 FORMATS = ("yaml", "onnx", "torch")
@@ -37,9 +37,9 @@ _ONNX_BYTES = 2_000_000_000  # a protocol buffer holds 2 GiB at most, the graph 
 
 def filled(network: AnyNetwork, *, file: Path | None, initial: Initial | None, seed: int) -> tuple[nn.Module, str]:
     """The module of `network` with the weights of `file`, or else of the layers of `initial` that fit, or else drawn
-    from `seed`; and words that say where they come from.
+    from `seed`; and words on where they come from.
 
-    Errors: ValueError where the weights of the file are others, or no layer of `initial` fits.
+    Raises: ValueError: the weights of the file are others, or no layer of `initial` fits.
     """
     if file is not None:
         if not file.is_file():
@@ -49,7 +49,7 @@ def filled(network: AnyNetwork, *, file: Path | None, initial: Initial | None, s
     module, words = build(network), f"UNTRAINED: freshly initialised with seed {seed}"
     if initial is None:
         return module, words
-    taken = fit(initial.tensors, network)
+    taken = overlap(initial.tensors, network)
     if not taken.taken:
         raise ValueError(f"init={initial.source}: no layer of {network.name} fits ({taken})")
     start(module, network, initial.tensors)
@@ -105,8 +105,8 @@ def write(
     (B, in_channels, resolution, resolution) for any B, normalised as in the training: mean and standard deviation are
     no part of the network. The module is on the CPU, and left in evaluation mode.
 
-    Errors: ValueError for a format that is not known, or cannot be written here; RuntimeError where a network cannot
-    be expressed in it, or gives other logits. Nothing has been written then.
+    Raises: ValueError: a format is not known, or cannot be written here. RuntimeError: a network cannot be expressed in
+        it, or gives other logits. Nothing has been written then.
     """
     _check_formats(network, module, formats)
     module.eval()
@@ -142,7 +142,7 @@ def load(path: str | Path, *, factory: str | Callable[..., nn.Module] | None = N
         path: of NAME.yaml, of NAME.safetensors, or of a directory that holds one exported network.
         factory: of a network that a function made, that function, or its "package.module:name", which is imported.
             What a file names is not imported by itself.
-    Errors: ValueError where a file is missing, or weights do not fit the network.
+    Raises: ValueError: a file is missing, or the weights do not fit the network.
     """
     table, weights = _pair(Path(path))
     network = networks.load(table)
@@ -187,9 +187,7 @@ def _beside(path: Path, suffix: str) -> Path:
 def _check_formats(network: AnyNetwork, module: nn.Module, formats: Sequence[str]) -> None:
     for name in formats:
         if name not in FORMATS:
-            close = difflib.get_close_matches(name, FORMATS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"formats has {name!r}{hint} (known: {', '.join(FORMATS)})")
+            raise ValueError(f"formats has {name!r}{near(name, FORMATS)}")
     if "onnx" not in formats:
         return
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
@@ -217,7 +215,7 @@ def _program(network: AnyNetwork, module: nn.Module) -> torch.export.ExportedPro
         with torch.no_grad():
             return torch.export.export(module, (_images(network, 2),), dynamic_shapes=({0: batch},))
     except Exception as error:  # of any type: whatever a user's module does in its forward pass
-        raise RuntimeError(f"torch.export cannot express {network.name}: {_said(error)}") from error
+        raise RuntimeError(f"torch.export cannot express {network.name}: {raised(error)}") from error
 
 
 def _onnx(network: AnyNetwork, program: torch.export.ExportedProgram) -> bytes:
@@ -227,7 +225,7 @@ def _onnx(network: AnyNetwork, program: torch.export.ExportedProgram) -> bytes:
         )
         return bytes(made.model_proto.SerializeToString())
     except Exception as error:  # as above
-        raise RuntimeError(f"ONNX cannot express {network.name}: {_said(error)}") from error
+        raise RuntimeError(f"ONNX cannot express {network.name}: {raised(error)}") from error
 
 
 def _run_onnx(content: bytes) -> Callable[[Tensor], Tensor]:
@@ -238,7 +236,7 @@ def _run_onnx(content: bytes) -> Callable[[Tensor], Tensor]:
 
 
 def _checked(network: AnyNetwork, module: nn.Module, other: Callable[[Tensor], Tensor], what: str) -> float:
-    """The largest difference of the logits of `other` from those of `module`. Errors: RuntimeError above TOLERANCE."""
+    """The largest difference of the logits of `other` from those of `module`. Raises: RuntimeError: above TOLERANCE."""
     largest = 0.0
     for batch in (1, 3):
         images = _images(network, batch)
@@ -257,7 +255,3 @@ def _checked(network: AnyNetwork, module: nn.Module, other: Callable[[Tensor], T
 
 def _same(a: Tensor, b: Tensor) -> bool:  # bit for bit: nan is equal to itself
     return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

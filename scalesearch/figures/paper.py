@@ -1,6 +1,6 @@
 """The paper's figures of accuracy against cost, as panels of lines: one drawing for all of them.
 
-After Figures 3, 4 and 8 of arXiv:1905.11946: accuracy in percent over multiply-adds, a line a way of scaling, and
+After Figures 3, 4 and 8 of arXiv:1905.11946: accuracy in percent over multiply-adds, one line per way of scaling, and
 beside each dot the multipliers that it was scaled with.
 """
 
@@ -9,29 +9,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from scalesearch.figures import (
-    BLACK,
-    BLUE,
-    GREY,
-    VERMILLION,
-    _figure,
-    _foot,
-    _head,
-    _label,
-    _range,
-    _style,
-)
+from scalesearch.figures import drawing
+from scalesearch.figures.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, limits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-GREEN, PURPLE, ORANGE, SKY = "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 # A way of scaling looks the same in every figure; shape and dashes say what the colour does.
 LOOKS: dict[str, tuple[str, Any, Any]] = {
     "depth": (BLUE, "s", (0, (5, 1.5))),
@@ -43,14 +31,8 @@ LOOKS: dict[str, tuple[str, Any, Any]] = {
     "compound": (VERMILLION, "*", "-"),
     "baseline": (BLACK, "X", "-"),
 }
-OTHERS: list[tuple[str, Any, Any]] = [
-    (BLUE, "s", "-"),
-    (VERMILLION, "o", "-"),
-    (GREEN, "^", "-"),
-    (PURPLE, "D", "-"),
-    (ORANGE, "v", "-"),
-    (GREY, "P", "-"),
-]
+_PAIRS = ((BLUE, "s"), (VERMILLION, "o"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"), (GREY, "P"))
+OTHERS: list[tuple[str, Any, Any]] = [(colour, shape, "-") for colour, shape in _PAIRS]
 
 
 class Line(NamedTuple):
@@ -76,45 +58,35 @@ class Panel(NamedTuple):
     curves: Sequence[tuple[str, Sequence[float], Sequence[float]]] = ()  # thin lines without points: what was fitted
 
 
+@drawing.style()
 def draw_panels(panels: Sequence[Panel], *, title: str, foot: str = "") -> Figure:
     """Panels side by side: one is a column wide, several are two; a legend of all names above them."""
     from matplotlib.lines import Line2D
 
-    with _style():
-        figure = _figure(3.4 if len(panels) == 1 else 7.0, 3.1 if len(panels) == 1 else 2.7)
-        many: Any = figure.subplots(1, len(panels), squeeze=False, sharey=len({panel.y_label for panel in panels}) == 1)
-        names = list(dict.fromkeys(line.name for panel in panels for line in panel.lines))
-        unknown = [name for name in names if name not in LOOKS]
-        looks = {name: LOOKS.get(name) or OTHERS[unknown.index(name) % len(OTHERS)] for name in names}
-        alone = len(panels) > 1 and all(
-            len(panel.lines) == 1 for panel in panels
-        )  # then the panels' titles are the names
-        for axes, panel in zip(many[0], panels, strict=True):
-            _panel(axes, panel, looks)
-        shared = len({panel.y_label for panel in panels}) == 1
-        for column, panel in enumerate(panels):
-            of = [line for one in (panels if shared else [panel]) for line in one.lines]
-            low, high = _range(*(np.asarray(part, float) for line in of for part in line[2:5]), least=1.0)
-            many[0][column].set_ylim(low, high + 0.08 * (high - low))
-            if column == 0 or not shared:
-                many[0][column].set_ylabel(panel.y_label)
-        handles = [
-            Line2D(
-                [], [], color=looks[name][0], marker=looks[name][1], linestyle=looks[name][2], markersize=4, label=name
-            )
-            for name in names
-        ]
-        _head(figure, title, [] if alone else handles)
-        _foot(figure, foot, ())
-        for axes, panel in zip(many[0], panels, strict=True):
-            texts = [
-                (x, y, label)
-                for line in panel.lines
-                for x, y, label in zip(line.x, line.y, line.labels, strict=True)
-                if label and math.isfinite(y)
-            ]
-            _label(axes, texts, _places(panel))
-        return figure
+    shared = len({panel.y_label for panel in panels}) == 1
+    figure = drawing.sheet(*((3.4, 3.1) if len(panels) == 1 else (7.0, 2.7)))
+    (columns,) = figure.subplots(1, len(panels), squeeze=False, sharey=shared)
+    names = list(dict.fromkeys(line.name for panel in panels for line in panel.lines))
+    unknown = [name for name in names if name not in LOOKS]
+    looks = {name: LOOKS.get(name) or OTHERS[unknown.index(name) % len(OTHERS)] for name in names}
+    for axes, panel in zip(columns, panels, strict=True):
+        _panel(axes, panel, looks)
+    for axes, panel in zip(columns, panels, strict=True):
+        lines = [line for one in (panels if shared else [panel]) for line in one.lines]
+        low, high = limits(*(ends for line in lines for ends in (line.y, line.low, line.high)), least=1.0)
+        axes.set_ylim(low, high + 0.08 * (high - low))
+        if axes is columns[0] or not shared:
+            axes.set_ylabel(panel.y_label)
+    handles = []
+    if len(panels) == 1 or any(len(panel.lines) != 1 for panel in panels):  # else the panels' titles are the names
+        for name, (colour, shape, dashes) in looks.items():
+            handles.append(Line2D([], [], color=colour, marker=shape, linestyle=dashes, markersize=4, label=name))
+    drawing.head(figure, title, handles)
+    drawing.foot(figure, foot)
+    for axes, panel in zip(columns, panels, strict=True):
+        places = [place for line in panel.lines for place in zip(line.x, line.y, line.labels, strict=True)]
+        drawing.label(axes, [(x, y, label) for x, y, label in places if label and math.isfinite(y)], _taken(panel))
+    return figure
 
 
 def _panel(axes: Any, panel: Panel, looks: Mapping[str, tuple[str, Any, Any]]) -> None:
@@ -137,27 +109,27 @@ def _panel(axes: Any, panel: Panel, looks: Mapping[str, tuple[str, Any, Any]]) -
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.set_xlim(_range(*(np.asarray(line.x, float) for line in panel.lines), least=1e-9))
+        axes.set_xlim(limits(*(line.x for line in panel.lines), least=1e-9))
     axes.set_xlabel(panel.x_label)
     if panel.title:
         axes.set_title(panel.title, fontsize=8)
 
 
-def _places(panel: Panel) -> list[tuple[float, float]]:
+def _taken(panel: Panel) -> list[tuple[float, float]]:
     """Where ink is, that a label should not cover: points, bars, and the lines between points."""
     taken: list[tuple[float, float]] = []
     for line in panel.lines:
         points = list(zip(line.x, line.y, strict=True))
-        taken += [point for point in points for _ in range(6)]
+        taken += 6 * points
         for x, low, high in zip(line.x, line.low, line.high, strict=True):
-            if math.isfinite(low) and math.isfinite(high):
-                taken += [(x, float(y)) for y in np.linspace(low, high, 7)]
+            taken += [(x, float(y)) for y in np.linspace(low, high, 7)]
         if line.joined:
-            for (x0, y0), (x1, y1) in itertools.pairwise(points):
-                taken += [(x0 + share * (x1 - x0), y0 + share * (y1 - y0)) for share in np.linspace(0, 1, 16)]
+            for one, next_one in itertools.pairwise(points):
+                taken += [(float(x), float(y)) for x, y in np.linspace(one, next_one, 16)]
     return [(x, y) for x, y in taken if math.isfinite(y)]
 
 
+@drawing.style()
 def draw_maps(
     images: NDArray[np.uint8], maps: NDArray[np.float32], names: Sequence[str], boxes: NDArray[np.int64], *, title: str
 ) -> Figure:
@@ -167,43 +139,22 @@ def draw_maps(
     """
     from matplotlib.patches import Rectangle
 
-    with _style():
-        rows, models = maps.shape[:2]
-        wide = 7.0
-        figure = _figure(wide, 0.25 + rows * wide / (models + 1))
-        many: Any = figure.subplots(rows, models + 1, squeeze=False, gridspec_kw={"wspace": 0.03, "hspace": 0.03})
-        for row in range(rows):
-            left, top, right, bottom = boxes[row].tolist()
-            for column in range(models + 1):
-                axes = many[row][column]
-                axes.imshow(images[row], cmap="gray", vmin=0, vmax=255)
-                if column:
-                    axes.imshow(maps[row, column - 1], cmap="inferno", vmin=0, vmax=1, alpha=0.65)
-                axes.add_patch(
-                    Rectangle(
-                        (left - 0.5, top - 0.5),
-                        right - left,
-                        bottom - top,
-                        fill=False,
-                        edgecolor="white",
-                        linewidth=0.7,
-                    )
-                )
-                axes.set(xticks=[], yticks=[])
-                axes.grid(visible=False)
-                axes.spines[:].set_visible(False)
-                if row == 0:
-                    axes.set_title(names[column - 1] if column else "image and box", fontsize=7.5)
-        _head(figure, title)
-        return figure
-
-
-def save(figure: Figure, directory: Path, name: str, *, title: str) -> list[Path]:
-    """The figure as `<name>.png` (200 dpi) and `<name>.svg`; the same figure gives the same bytes."""
-    directory.mkdir(parents=True, exist_ok=True)
-    files = []
-    for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Title": title})):
-        files.append(directory / f"{name}.{suffix}")
-        with _style():
-            figure.savefig(files[-1], metadata=metadata)
-    return files
+    rows, models = maps.shape[:2]
+    wide = 7.0
+    figure = drawing.sheet(wide, 0.25 + rows * wide / (models + 1))
+    places: Any = figure.subplots(rows, models + 1, squeeze=False, gridspec_kw={"wspace": 0.03, "hspace": 0.03})
+    for row, column in np.ndindex(rows, models + 1):
+        axes, (left, top, right, bottom) = places[row, column], boxes[row].tolist()
+        axes.imshow(images[row], cmap="gray", vmin=0, vmax=255)
+        if column:
+            axes.imshow(maps[row, column - 1], cmap="inferno", vmin=0, vmax=1, alpha=0.65)
+        box = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False)
+        box.set(edgecolor="white", linewidth=0.7)
+        axes.add_patch(box)
+        axes.set(xticks=[], yticks=[])
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        if row == 0:
+            axes.set_title(names[column - 1] if column else "image and box", fontsize=7.5)
+    drawing.head(figure, title)
+    return figure

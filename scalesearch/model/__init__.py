@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scalesearch.model.blocks import BLOCKS
+from scalesearch.model.blocks import BLOCKS, Block, Layer
 from scalesearch.model.factory import make, make_on_meta, structure, trust
 from scalesearch.model.records import BatchNorm, Convolution, Layers, Linear
-from scalesearch.network import AnyNetwork, Factory, Network, Place, Stage, where
+from scalesearch.network import DEFAULTS, AnyNetwork, Factory, Network, Place, Stage, where
+from scalesearch.text import near
 
 __all__ = [
     "BLOCKS",
     "BatchNorm",
+    "Block",
     "Convolution",
     "Layers",
     "Linear",
@@ -30,30 +31,28 @@ __all__ = [
     "trust",
 ]
 
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Stage)}
+_WORDS = {"image": "feature maps", "tokens": "tokens", "pooled": "pooled features"}
 
 
 def layers(network: Network) -> Iterator[tuple[Place, Layers]]:
     """(place, records) of every block in the order of the forward pass; the classifier is not among them.
 
-    Errors: ValueError, with the row and the field, for a block that nobody knows, that cannot stand at its place,
-    or whose row holds what it does not read.
+    Raises: ValueError: with the row and the field, for an unknown block, one that cannot stand at its place, or a row
+        with a field that its block does not read.
     """
+    blocks: dict[str, type[Block]] = {}
+    given = "image"
     try:
-        given = "image"
         for row, stage in network.rows():
-            given = _checked(where(row), stage, given)
+            blocks[row] = _fitting(stage, given)
+            given = blocks[row].gives
         if given == "tokens":
-            raise ValueError(
-                f"{where(row)}.block is {stage.block!r}, which leaves tokens; a class_token row must follow"
-            )
+            raise ValueError(f"block is {stage.block!r}, which leaves tokens; a class_token row must follow")
+        for place in network.places():
+            row = place.row
+            yield place, blocks[row].layers(place)
     except ValueError as error:
-        raise ValueError(f"baseline {network.name!r}: {error}") from None
-    for place in network.places():
-        try:
-            yield place, BLOCKS[place.stage.block].layers(place)
-        except ValueError as error:
-            raise ValueError(f"baseline {network.name!r}: {where(place.row)}.{error}") from None
+        raise ValueError(f"baseline {network.name!r}: {where(row)}.{error}") from None
 
 
 def classifier(network: Network) -> Linear:
@@ -95,6 +94,8 @@ def identity(network: AnyNetwork) -> dict[str, Any]:
 class Model(nn.Module):
     """Blocks, global average pooling, dropout, linear classifier."""
 
+    classifier: Layer
+
     def __init__(self, blocks: nn.Sequential, dropout: float, classifier: Linear) -> None:
         super().__init__()
         self.blocks = blocks
@@ -106,29 +107,31 @@ class Model(nn.Module):
         return self.classifier(self.dropout(features.mean((2, 3))))
 
 
-def _checked(row: str, stage: Stage, given: str) -> str:
-    """What the row's block gives to the next one. Errors: ValueError where the row does not fit its block."""
-    if stage.block not in BLOCKS:
-        close = difflib.get_close_matches(stage.block, BLOCKS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"{row}.block is {stage.block!r}; {hint}known blocks: {', '.join(BLOCKS)}")
-    block = BLOCKS[stage.block]
-    for name, default in _DEFAULTS.items():
-        value = getattr(stage, name)
-        if name not in ("block", "repeats", *block.fields) and value != default:
-            raise ValueError(f"{row}.{name} is {value}; a {stage.block} has none: leave it out")
+def _fitting(stage: Stage, given: str) -> type[Block]:
+    """The row's block, where `given` comes in. Raises: ValueError: the row does not fit its block or its place."""
+    try:
+        block = BLOCKS[stage.block]
+    except KeyError:
+        raise ValueError(f"block is {stage.block!r}{near(stage.block, BLOCKS)}") from None
+    except ValueError as error:  # of another package, and cannot be imported
+        raise ValueError(f"block is {stage.block!r}: {error}") from error
+    for name in _unread(block.fields):
+        if (value := getattr(stage, name)) != DEFAULTS[name]:
+            shown = f"{value:g}" if isinstance(value, float) else value
+            raise ValueError(f"{name} is {shown}; a {stage.block} has none: leave it out")
     for name in ("channels", "heads"):
         if name in block.fields and not getattr(stage, name):
-            raise ValueError(f"{row}.{name} is missing")
+            raise ValueError(f"{name} is missing")
     if stage.block != "patch_embed" and stage.stride not in (1, 2, 4):
-        raise ValueError(f"{row}.stride is {stage.stride}; of a {stage.block} it must be 1, 2 or 4")
+        raise ValueError(f"stride is {stage.stride}; of a {stage.block} it must be 1, 2 or 4")
     if given != block.takes and not (given == "pooled" and stage.block == "pooled_linear"):
-        raise ValueError(f"{row}.block is {stage.block!r}, which takes {_WORDS[block.takes]}; it gets {_WORDS[given]}")
+        raise ValueError(f"block is {stage.block!r}, which takes {_WORDS[block.takes]}; it gets {_WORDS[given]}")
     if stage.repeats > 1 and block.gives != block.takes:
-        raise ValueError(
-            f"{row}.repeats is {stage.repeats}; a {stage.block} gives {_WORDS[block.gives]}: it stands once"
-        )
-    return block.gives
+        raise ValueError(f"repeats is {stage.repeats}; a {stage.block} gives {_WORDS[block.gives]}: it stands once")
+    return block
 
 
-_WORDS = {"image": "feature maps", "tokens": "tokens", "pooled": "pooled features"}
+@cache
+def _unread(fields: tuple[str, ...]) -> list[str]:
+    """The fields of a row that a block which reads these does not read."""
+    return [name for name in DEFAULTS if name not in ("block", "repeats", *fields)]

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from scalesearch.network import Factory
+from scalesearch.text import raised
 
 _trusted: dict[str, Callable[..., nn.Module]] = {}
 
@@ -28,7 +29,7 @@ def trust(function: str, made: Callable[..., nn.Module] | None = None) -> None:
     """Import the function of a factory ("package.module:name"), so that networks of it can be made.
 
     Given `made`, that is the function, and nothing is imported. The working directory is looked in last.
-    Errors: ValueError that says what is missing.
+    Raises: ValueError: it cannot be imported, or is no function.
     """
     if made is not None:
         _trusted[function] = made
@@ -46,7 +47,7 @@ def trust(function: str, made: Callable[..., nn.Module] | None = None) -> None:
             "or lie in the working directory"
         ) from None
     except (Exception, SystemExit) as error:  # a script's argparse, say, exits
-        raise ValueError(f"baseline.factory is {function!r}; importing it raised {_said(error)}") from error
+        raise ValueError(f"baseline.factory is {function!r}; importing it raised {raised(error)}") from error
     made = getattr(module, name, None)
     if not callable(made):
         raise ValueError(f"baseline.factory is {function!r}, but {module_name} has no function {name!r}")
@@ -54,7 +55,7 @@ def trust(function: str, made: Callable[..., nn.Module] | None = None) -> None:
 
 
 def make(network: Factory) -> nn.Module:
-    """What the function returns. Errors: ValueError where it is not trusted, raises, or returns no module."""
+    """What the function returns. Raises: ValueError: it is not trusted, it raises, or it returns no module."""
     if network.function not in _trusted:
         raise ValueError(
             f"network {network.name!r} is made by {network.function}; only a file says so, and what a file names is "
@@ -70,7 +71,7 @@ def make(network: Factory) -> nn.Module:
         )
     except (Exception, SystemExit) as error:  # a script's argparse, say, exits
         raise ValueError(
-            f"{network.function} raised {_said(error)} for depth={network.depth:g}, width={network.width:g}, "
+            f"{network.function} raised {raised(error)} for depth={network.depth:g}, width={network.width:g}, "
             f"resolution={network.resolution}"
         ) from error
     if not isinstance(module, nn.Module):
@@ -91,7 +92,7 @@ def make_on_meta(network: Factory) -> nn.Module:
 def structure(network: Factory) -> str:
     """A digest of what the function makes: two networks that share it are the same training.
 
-    It is made of names and shapes of the weights, of what the modules say of themselves (strides, kernels) and of
+    It is made of names and shapes of the weights, of how the modules print themselves (strides, kernels) and of
     the function's source file: an edited function makes new networks.
     """
     module = make_on_meta(network)
@@ -102,7 +103,3 @@ def structure(network: Factory) -> str:
         "source": hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else None,
     }
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scalesearch.figures.paper import Line
+
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scalesearch.figures.paper import Line
-
-ACCURACY = "validation accuracy (%)"
+INTERVALS = "Bars: 95 % intervals."
+EQUAL_COST = "Bars: 95 % intervals; equal counted multiply-adds."
 MACS_RATIO = "multiply-adds (times the baseline's)"
 
 
@@ -29,8 +30,6 @@ def curve(
     """
     import pandas as pd
 
-    from scalesearch.figures.paper import Line
-
     own = summary[summary["curve"] == name]
     rows = own if before is None else pd.concat([before.assign(label=""), own])
     rows = rows.sort_values(x, kind="stable")
@@ -39,6 +38,12 @@ def curve(
     return Line(name, rows[x].tolist(), mean, low, high, labels, joined)
 
 
-def macs_unit(macs: pd.Series[float]) -> tuple[str, float]:
-    """(unit, its size) in which the largest of these multiply-adds is 1 or more."""
-    return ("billions", 1e9) if macs.max() >= 1e9 else ("millions", 1e6)
+def in_unit(summary: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The summary with `macs` in the unit in which the largest is 1 or more, and the label of that axis."""
+    unit, size = ("billions", 1e9) if summary["macs"].max() >= 1e9 else ("millions", 1e6)
+    return summary.assign(macs=summary["macs"] / size), f"multiply-adds ({unit})"
+
+
+def present(summary: pd.DataFrame, *names: str) -> list[str]:
+    """Those of the curves that have a finished training."""
+    return [name for name in names if (summary["curve"] == name).any()]

@@ -1,14 +1,15 @@
 """What the paper's experiments are made of: points, each a network with a recipe, trained with several seeds.
 
 An experiment lists its points; here they are matched in counted cost, trained as evaluations of the ledger, and put
-into a table of one row an evaluation, from which everything else follows.
+into a table of one row per evaluation, from which everything else follows.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +19,23 @@ from numpy.typing import NDArray
 from scalesearch import pretrained
 from scalesearch.budget import Limits, Profiler
 from scalesearch.cost import cost
-from scalesearch.data import DataSpec, load
-from scalesearch.evaluation import Evaluation, Evaluator, Outcome
-from scalesearch.executor import LocalExecutor, RayExecutor
+from scalesearch.data import DataSpec
+from scalesearch.evaluation import Evaluation, Outcome
 from scalesearch.fitting import fit
-from scalesearch.ledger import Ledger
 from scalesearch.network import AnyNetwork, Factory
 from scalesearch.scaling import Coefficients, Rounding, resize
+from scalesearch.screen import Progress
+from scalesearch.session import Session
 from scalesearch.training import Recipe
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Correct = NDArray[np.bool_]
+Correct = NDArray[np.bool_]  # whether a training is right, for each validation image
+CorrectByKey = Mapping[str, Correct]
+SINGLE = ("depth", "width", "resolution")  # names of curves, in the words and the order of the paper's figures
+MIXES = ("depth + width", "depth + resolution", "width + resolution")
+COMPOUND, BASELINE = "compound", "baseline"
 MATCHED = 0.03  # how far the counted costs of points that are compared may lie apart
 _ROOM = 1.01  # `fit` uses 98 to 100 % of a limit; so much more of it lies around what is wanted
 
@@ -63,7 +68,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What an experiment is carried out on: baselines fitted to the data and made small, and how they are trained."""
+    """What an experiment is run on: baselines fitted to the data and made small, and how they are trained."""
 
     baselines: Mapping[str, AnyNetwork]
     rounding: Rounding
@@ -75,22 +80,16 @@ class Setting:
 
     @property
     def baseline(self) -> AnyNetwork:
-        """The only one. Errors: ValueError where there are several."""
+        """The only one. Raises: ValueError where there are several."""
         if len(self.baselines) != 1:
             raise ValueError(f"this experiment has one baseline; given: {', '.join(self.baselines)}")
         return next(iter(self.baselines.values()))
 
     def point(self, curve: str, label: str, at: float, network: AnyNetwork, **values: Any) -> Point:
         """A point of this setting; `values` are the others of `Point`, of which the usual ones are filled in."""
-        usual: dict[str, Any] = {
-            "depth": 1.0,
-            "width": 1.0,
-            "resolution": 1.0,
-            "recipe": self.recipe,
-            "data": self.data,
-        }
         if "base" not in values:
-            usual["base"] = self.baseline
+            values["base"] = self.baseline
+        usual: dict[str, Any] = dict.fromkeys(SINGLE, 1.0) | {"recipe": self.recipe, "data": self.data}
         return Point(curve=curve, label=label, at=at, network=network, **(usual | values))
 
     def resized(self, curve: str, label: str, at: float, base: AnyNetwork, **multipliers: float) -> Point:
@@ -101,11 +100,11 @@ class Setting:
     def matched(self, curve: str, ratio: float, base: AnyNetwork, coefficients: Coefficients, **values: Any) -> Point:
         """The point of `base` scaled along `coefficients` until it costs `ratio` times as much, counted.
 
-        Errors: ValueError where no network costs that within `MATCHED`.
+        Raises: ValueError where no network costs that within `MATCHED`.
         """
         limits = Limits(macs=_ROOM * ratio * cost(base).macs)
         variant = fit(
-            base, coefficients, limits, rounding=self.rounding, meter=Profiler(batch_size=self.recipe.batch_size)
+            base, coefficients, limits, rounding=self.rounding, profiler=Profiler(batch_size=self.recipe.batch_size)
         ).variant
         if abs(variant.macs_ratio / ratio - 1) > MATCHED:
             raise ValueError(
@@ -113,20 +112,19 @@ class Setting:
                 f"times, more than {100 * MATCHED:g} % off. A finer rounding, such as rounding=fine, or a larger "
                 "baseline has one"
             )
-        depth, width, resolution = coefficients.multipliers(variant.phi)
+        multipliers = coefficients.multipliers(variant.phi)
         network = replace(variant.network, name=_name(base, curve, f"{ratio:g}x"))
-        return self.point(
-            curve,
-            multipliers_label(depth, width, resolution),
-            ratio,
-            network,
-            base=base,
-            depth=depth,
-            width=width,
-            resolution=resolution,
-            moves=tuple(map(str, variant.moves)),
-            **values,
-        )
+        values |= dict(zip(SINGLE, multipliers, strict=True)) | {"moves": tuple(map(str, variant.moves))}
+        return self.point(curve, multipliers_label(*multipliers), ratio, network, base=base, **values)
+
+    def ways(self, ratios: Sequence[float], compound: Coefficients, *, mixes: bool = True) -> list[Point]:
+        """The baseline, and each dimension, each mix of two if asked, and compound at `ratios` times its cost."""
+        rules = {name: coefficients_of(*name.split(" + ")) for name in (*SINGLE, *(MIXES if mixes else ()))}
+        rules[COMPOUND] = compound
+        return [
+            self.point(BASELINE, "1x", 1.0, self.baseline),
+            *(self.matched(name, ratio, self.baseline, rule) for ratio in ratios for name, rule in rules.items()),
+        ]
 
 
 def _name(base: AnyNetwork, *words: str) -> str:
@@ -159,64 +157,71 @@ def coefficients_of(*dimensions: str) -> Coefficients:
 
 
 class Trainings:
-    """Carries points out: each with every seed, those first that others start from, dataset by dataset."""
+    """Runs points: each with every seed, those first that others start from, dataset by dataset."""
 
-    def __init__(
-        self, points: Sequence[Point], setting: Setting, ledger: Ledger, *, log: Callable[[str], object] = print
-    ) -> None:
-        self.points, self.setting, self.ledger, self._log = points, setting, ledger, log
+    def __init__(self, points: Sequence[Point], setting: Setting, session: Session) -> None:
+        self.points, self.setting, self.ledger, self._session = points, setting, session.ledger, session
         self.outcomes: dict[tuple[str, str, int], Outcome] = {}
-        self._fingerprints: dict[DataSpec, str] = {}
 
     @property
-    def total(self) -> int:
-        return len(self.points) * self.setting.seeds
+    def unique(self) -> list[Outcome]:
+        """One for each training: several points may be the same, such as the 1x network of three curves."""
+        return list({outcome.evaluation.key: outcome for outcome in self.outcomes.values()}.values())
 
-    def run(
-        self,
-        executor: LocalExecutor | RayExecutor,
-        *,
-        shown: Callable[[Point, Outcome], None],
-    ) -> None:
+    def run(self) -> None:
         """Every point with every seed; one that starts from a training that failed has failed with its reason."""
-        waves = [[point for point in self.points if (point.after is not None) is later] for later in (False, True)]
-        for wave in waves:
-            for data in dict.fromkeys(point.data for point in wave):
-                # Several points may be one training: the 1x network of three curves, say.
-                asked: dict[str, list[tuple[Point, Evaluation]]] = {}
-                for point in wave:
-                    if point.data == data:
-                        for seed in range(self.setting.seeds):
-                            evaluation = self.evaluation(point, seed)
-                            if evaluation is not None:
-                                asked.setdefault(evaluation.key, []).append((point, evaluation))
-                            else:
-                                assert point.after is not None
-                                first = self.outcomes[_place(point.after, seed)]
-                                outcome = Outcome(
-                                    first.evaluation, None, f"what it starts from failed: {first.reason}", True
-                                )
-                                self.outcomes[_place(point, seed)] = outcome
-                                shown(point, outcome)
-                evaluator = Evaluator(self.ledger, executor, data)
-                for outcome in evaluator.run(rows[0][1] for rows in asked.values()):
-                    for point, _ in asked[outcome.evaluation.key]:
-                        self.outcomes[_place(point, outcome.evaluation.seed)] = outcome
-                        shown(point, outcome)
+        self._session.forget_failures(self._known())
+        total = len(self.points) * self.setting.seeds
+        slots = self._session.evaluator(self.setting.data).slots
+        with self._session.out.progress(total=total, slots=slots) as progress:
+            for later in (False, True):
+                wave = [point for point in self.points if (point.after is not None) is later]
+                for data in dict.fromkeys(point.data for point in wave):
+                    self._run([point for point in wave if point.data == data], data, progress)
 
-    def test(self, executor: LocalExecutor | RayExecutor) -> dict[str, float]:
+    def _run(self, points: Sequence[Point], data: DataSpec, progress: Progress) -> None:
+        asked: dict[str, list[tuple[Point, Evaluation]]] = {}
+        for point, seed in itertools.product(points, range(self.setting.seeds)):
+            evaluation = self.evaluation(point, seed)
+            if evaluation is not None:
+                asked.setdefault(evaluation.key, []).append((point, evaluation))
+                continue
+            assert point.after is not None
+            first = self.outcome(point.after, seed)
+            reason = f"what it starts from failed: {first.reason}"
+            self._came(point, Outcome(first.evaluation, None, reason, reused=True), progress)
+        for outcome in self._session.evaluator(data).run(rows[0][1] for rows in asked.values()):
+            for point, _ in asked[outcome.evaluation.key]:
+                self._came(point, outcome, progress)
+
+    def _came(self, point: Point, outcome: Outcome, progress: Progress) -> None:
+        self.outcomes[_place(point, outcome.evaluation.seed)] = outcome
+        progress.update(f"{point.curve} {point.label}", outcome)
+
+    def test(self) -> dict[str, float]:
         """Test accuracy of every finished training, by its key."""
         found: dict[str, float] = {}
         for data in dict.fromkeys(point.data for point in self.points):
             evaluations = {
                 outcome.evaluation.key: outcome.evaluation
-                for point in self.points
-                for seed in range(self.setting.seeds)
-                if point.data == data and (outcome := self.outcomes[_place(point, seed)]).result is not None
+                for point, seed in itertools.product(self.points, range(self.setting.seeds))
+                if point.data == data and (outcome := self.outcome(point, seed)).result is not None
             }
-            scored = Evaluator(self.ledger, executor, data).test(list(evaluations.values()))
+            scored = self._session.evaluator(data).test(list(evaluations.values()))
             found |= {key: values["test_accuracy"] for key, values in zip(evaluations, scored, strict=True)}
         return found
+
+    def _known(self) -> Iterator[Evaluation]:
+        """The evaluations that the ledger may have; one that starts from a training is known when that has finished."""
+        for point, seed in itertools.product(self.points, range(self.setting.seeds)):
+            if point.after is None:
+                evaluation = self.evaluation(point, seed)
+                assert evaluation is not None
+                yield evaluation
+            elif (first := self.evaluation(point.after, seed)) is not None:
+                record = self.ledger.get(first.key)
+                if record is not None and record["state"] == "finished":
+                    yield self.started(point, first)
 
     def evaluation(self, point: Point, seed: int) -> Evaluation | None:
         """The training of a point from a seed; None where that starts from one that has not finished."""
@@ -233,9 +238,7 @@ class Trainings:
         return Evaluation(point.network, point.recipe, self._fingerprint(point.data), first.seed, initial.digest)
 
     def _fingerprint(self, data: DataSpec) -> str:
-        if data not in self._fingerprints:
-            self._fingerprints[data] = load(data, log=self._log).fingerprint
-        return self._fingerprints[data]
+        return self._session.data(data).fingerprint
 
     def outcome(self, point: Point, seed: int) -> Outcome:
         return self.outcomes[_place(point, seed)]
@@ -249,28 +252,20 @@ class Trainings:
         }
 
     def table(self, test: Mapping[str, float] | None = None) -> pd.DataFrame:
-        """A row a point and seed, as results.csv has it; accuracies are fractions, NaN where a training failed."""
+        """One row per point and seed, as results.csv has it; accuracies are fractions, NaN where a training failed."""
         import pandas as pd
 
         rows = []
-        for point in self.points:
-            for seed in range(self.setting.seeds):
-                outcome = self.outcomes[_place(point, seed)]
-                result, key = outcome.result, outcome.evaluation.key
-                rows.append(
-                    point_values(point)
-                    | {
-                        "seed": seed,
-                        "state": "failed" if result is None else "finished",
-                        "val_accuracy": math.nan if result is None else result.val_accuracy,
-                        "val_loss": math.nan if result is None else result.val_loss,
-                        **({} if test is None else {"test_accuracy": test.get(key, math.nan)}),
-                        "train_seconds": math.nan if result is None else round(result.train_seconds, 2),
-                        "precision": outcome.precision,
-                        "key": key,
-                        "reason": outcome.reason,
-                    }
-                )
+        for point, seed in itertools.product(self.points, range(self.setting.seeds)):
+            outcome = self.outcome(point, seed)
+            result, key = outcome.result, outcome.evaluation.key
+            row = point_values(point) | {"seed": seed, "state": "failed" if result is None else "finished"}
+            for name in ("val_accuracy", "val_loss"):
+                row[name] = math.nan if result is None else getattr(result, name)
+            if test is not None:
+                row["test_accuracy"] = test.get(key, math.nan)
+            row["train_seconds"] = math.nan if result is None else round(result.train_seconds, 2)
+            rows.append(row | {"precision": outcome.precision, "key": key, "reason": outcome.reason})
         return pd.DataFrame(rows)
 
 

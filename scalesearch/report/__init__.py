@@ -1,23 +1,55 @@
-"""What somebody asks of a finished study, answered with numbers from its files and the ledger; nothing is trained.
+"""Questions about a finished study, answered with numbers from its files and the ledger; nothing is trained.
 
-`read` gathers the facts, `answers` puts the questions to them, and `markdown` says it in words. A question that the
-study cannot answer has for its answer that it was not measured, and the command that would.
+`read` gathers the facts, `answers` has every question of `questions` answered from them, and `markdown` puts that into
+words. What was not measured is said to be, with the command that measures it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from scalesearch.ledger import write_atomic
-from scalesearch.report.facts import Facts, Reference, Scored, read
-from scalesearch.report.questions import QUESTIONS, answers
-from scalesearch.report.words import markdown
+from scalesearch.registry import Registry
+from scalesearch.report.facts import Facts, read
+from scalesearch.report.references import Reference
+from scalesearch.text import level
 
-__all__ = ["QUESTIONS", "Facts", "Reference", "Scored", "answers", "markdown", "read", "write"]
+__all__ = ["QUESTIONS", "Facts", "Reference", "answers", "markdown", "ordered", "read", "write"]
+
+QUESTIONS: Registry[Any] = Registry("questions", package="scalesearch.report.questions")
+
+
+def ordered() -> list[str]:
+    """The names of the questions, as the report has them one after the other."""
+    return sorted(QUESTIONS, key=lambda name: (QUESTIONS[name].ORDER, name))
+
+
+def answers(facts: Facts) -> dict[str, dict[str, Any]]:
+    """Every question's answer, and first what the study is. Accuracies are fractions; None is what is not known."""
+    about = {"study": facts.study.name, "confidence": facts.confidence} | facts.study.result["selection"]
+    about["seeds"] = max(len(seeds) for seeds in facts.finished.values())
+    return {"about": about} | {name: QUESTIONS[name].answer(facts) for name in ordered()}
+
+
+def markdown(answers: Mapping[str, Mapping[str, Any]]) -> str:
+    """The text of report.md: one heading per question, first the verdict, then the numbers."""
+    about = answers["about"]
+    rule = "the best mean" if about["rule"] == "best" else f"of the best and its ties the least {about['metric']}"
+    paragraphs = [
+        f"# {about['study']}",
+        f"Accuracies are means over {about['seeds']} seeds at most, in percent of the validation images, and "
+        f"differences points of that. Intervals are at {level(about['confidence'])}, over seeds and images. Chosen was "
+        f"{rule}. `scalesearch report study={about['study']}` writes this anew.",
+    ]
+    for name in ordered():
+        paragraphs += [f"## {QUESTIONS[name].TITLE}", *QUESTIONS[name].words({**about, **answers[name]})]
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def write(facts: Facts, directory: Path) -> Path:
-    """Write report.md into the study's directory, and say where."""
+    """Write report.md into the study's directory; returns where."""
     path = directory / "report.md"
-    write_atomic(path, markdown(facts.study, answers(facts)).encode())
+    write_atomic(path, markdown(answers(facts)).encode())
     return path

@@ -1,34 +1,22 @@
-"""The search at phi = 1: what may be trained (`plan`), what is trained next (`strategies`), and doing it (`trials`)."""
+"""The search at phi = 1: what may be trained (`plan`), what is trained next (`strategies`), and the loop (`trials`)."""
 
-from scalesearch.search.plan import BASELINE, Axis, Candidate, Grid, Plan, Real, candidates, measured
-from scalesearch.search.replay import Recorded, Replayed, replay
+from typing import TYPE_CHECKING, Any
+
 from scalesearch.search.strategies import STRATEGIES, Ask, History, Problem, Step, Stop, Strategy
-from scalesearch.search.trials import Stopped, TrialResult, carry_out, possible, problem, shortened, sqlite
 
-__all__ = [
-    "BASELINE",
-    "STRATEGIES",
-    "Ask",
-    "Axis",
-    "Candidate",
-    "Grid",
-    "History",
-    "Plan",
-    "Problem",
-    "Real",
-    "Recorded",
-    "Replayed",
-    "Step",
-    "Stop",
-    "Stopped",
-    "Strategy",
-    "TrialResult",
-    "candidates",
-    "carry_out",
-    "measured",
-    "possible",
-    "problem",
-    "replay",
-    "shortened",
-    "sqlite",
-]
+if TYPE_CHECKING:
+    from scalesearch.search.optuna_view import sqlite
+    from scalesearch.search.plan import BASELINE, Axis, Candidate, Grid, Plan, Real, candidates, measured
+    from scalesearch.search.trials import Stopped, TrialResult, possible, problem, requests, run, shortened
+
+__all__ = ["STRATEGIES", "Ask", "History", "Problem", "Step", "Stop", "Strategy"]
+__all__ += ["BASELINE", "Axis", "Candidate", "Grid", "Plan", "Real", "candidates", "measured"]
+__all__ += ["Stopped", "TrialResult", "possible", "problem", "requests", "run", "shortened", "sqlite"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:  # when asked for: torch comes with these, and a strategy needs none
+        from scalesearch.search import optuna_view, plan, trials
+
+        return next(getattr(one, name) for one in (plan, trials, optuna_view) if hasattr(one, name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

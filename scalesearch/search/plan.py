@@ -1,20 +1,23 @@
 """What a search may train (arXiv:1905.11946, section 3.3, step 1): networks that meet the budget.
 
-`candidates` are the points of the grid that meet alpha * beta^2 * gamma^2 ~ 2, scaled, counted, held to the budget, and
-merged where they are the same network; `solved` are those of alpha and beta, with the gamma that meets the budget.
+`candidates` are the points of the grid that meet alpha * beta^2 * gamma^2 ~ 2, scaled, counted, compared with the
+budget, and merged where they are the same network.
 """
 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from scalesearch.budget import Budget, Footprint, Limits, Profiler
+from scalesearch.checks import between, checked
 from scalesearch.cost import Cost, cost
 from scalesearch.model import identity
 from scalesearch.network import AnyNetwork
@@ -23,19 +26,23 @@ from scalesearch.scaling import Coefficients, Rounding, patch_of, scale
 BASELINE = "baseline"  # the id of the 1x network in every table
 
 
-@dataclass(frozen=True)
+@checked("grid")
 class Axis:
     """Values of one coefficient: `start` to `stop` by `step`, exact decimals, `stop` included where it is hit."""
 
-    start: Decimal
-    stop: Decimal
-    step: Decimal
+    start: Annotated[Decimal, between(0.1, 10)]
+    stop: Annotated[Decimal, between(0.1, 10)]
+    step: Annotated[Decimal, between(1e-4, 10)]
+
+    def __post_init__(self) -> None:
+        if self.stop < self.start:
+            raise ValueError(f"the stop of an axis of the grid is {self.stop}, below its start {self.start}")
 
     def values(self) -> list[Decimal]:
         return [self.start + self.step * index for index in range(int((self.stop - self.start) / self.step) + 1)]
 
 
-@dataclass(frozen=True)
+@checked("grid")
 class Grid:
     """Points (alpha, beta, gamma); their product must be nearer to `product` than `product_tolerance`.
 
@@ -45,8 +52,8 @@ class Grid:
     alpha: Axis
     beta: Axis
     gamma: Axis
-    product: Decimal
-    product_tolerance: Decimal
+    product: Annotated[Decimal, between(1e-3, 1e6)]
+    product_tolerance: Annotated[Decimal, between(1e-6, 1e6)]
 
     def points(self) -> list[tuple[Decimal, Decimal, Decimal]]:
         return [
@@ -65,7 +72,7 @@ class Candidate:
     """A network that meets both constraints, with all triples that round to it.
 
     `triples` starts with the one whose product is nearest to the grid's: it stands for the others.
-    `ratio` is the counted cost over the 1x network's; `needs` are None where nobody asked for them.
+    `ratio` is the counted cost over the 1x network's; `footprint` is None where nobody asked for it.
     """
 
     id: str
@@ -73,21 +80,21 @@ class Candidate:
     network: AnyNetwork
     cost: Cost
     ratio: float
-    needs: Footprint | None = None
+    footprint: Footprint | None = None
 
     @property
     def coefficients(self) -> Coefficients:
         return self.triples[0]
 
     def sizes(self) -> dict[str, float]:
-        """Nominal product, counted costs, needs, `depth` in blocks and `resolution` in px: what every table says."""
+        """Product, counted costs, footprint, `depth` in blocks and `resolution` in px, as every table has them."""
         return {
             "product": round(self.coefficients.product, 6),
             "macs": self.cost.macs,
             "macs_ratio": self.ratio,
             "params": self.cost.params,
             "activations": self.cost.activations,
-            **(self.needs._asdict() if self.needs else {}),
+            **(self.footprint._asdict() if self.footprint else {}),
             "depth": self.network.depth,
             "resolution": self.network.resolution,
         }
@@ -115,12 +122,12 @@ class Real(NamedTuple):
     network: AnyNetwork
     rounding: Rounding
     limits: Limits
-    meter: Profiler
+    profiler: Profiler
 
     def most(self, coefficients: Coefficients) -> tuple[float, str]:
         """The variant at phi = 1 for these coefficients: the share of a limit that it needs, as `Limits.most`."""
         try:
-            return self.limits.most(scale(self.network, coefficients, 1, rounding=self.rounding), self.meter)
+            return self.limits.most(scale(self.network, coefficients, 1, rounding=self.rounding), self.profiler)
         except ValueError:  # it cannot be
             return math.inf, next(iter(self.limits.given()))
 
@@ -141,47 +148,47 @@ def candidates(
         counted cost is nearest to the budget; the product is then not asked for.
     """
     base = cost(network)
-    points = grid.points()
-    if solve_gamma:
-        points = _solved(network, grid, budget, rounding)
-    dropped = {"product": 0, "impossible": 0, "budget": 0, "limits": 0}
-    merged: dict[str, tuple[AnyNetwork, list[Coefficients]]] = {}
-    nearest: list[tuple[Coefficients, float]] = []
-    excess: list[tuple[Coefficients, float, str]] = []
-    for point in points:
-        if not solve_gamma and not grid.admits(*point):
-            dropped["product"] += 1
-            continue
-        coefficients = Coefficients(*(float(value) for value in point))
-        try:
+    points = _solved(network, grid, budget, rounding) if solve_gamma else grid.points()
+    admitted = points if solve_gamma else [point for point in points if grid.admits(*point)]
+    ratios: list[tuple[Coefficients, float]] = []
+    within: list[tuple[Coefficients, AnyNetwork]] = []
+    for point in admitted:
+        coefficients = Coefficients(*map(float, point))
+        with contextlib.suppress(ValueError):  # it cannot be: a resolution below the total stride, say
             scaled = scale(network, coefficients, 1, rounding=rounding)
-            ratio = cost(scaled).macs / base.macs
-        except ValueError:  # a resolution below the total stride, say
-            dropped["impossible"] += 1
-            continue
-        nearest.append((coefficients, ratio))
-        if not budget.admits(ratio):
-            dropped["budget"] += 1
-            continue
-        if real is not None and real.limits.given():
-            share, metric = real.most(coefficients)
-            if share > 1:
-                dropped["limits"] += 1
-                excess.append((coefficients, share, metric))
-                continue
-        merged.setdefault(json.dumps(identity(scaled)), (scaled, []))[1].append(coefficients)
-
-    product = float(grid.product)
-    width = max(2, len(str(len(merged))))
-    chosen = []
-    for index, (scaled, triples) in enumerate(merged.values(), start=1):
-        triples.sort(key=lambda triple: (round(abs(triple.product - product), 9), triple.alpha, triple.beta))
-        counted = cost(scaled)
-        chosen.append(Candidate(f"c{index:0{width}d}", tuple(triples), scaled, counted, counted.macs / base.macs))
-    nearest.sort(key=lambda pair: abs(math.log(pair[1] / budget.macs_ratio)))
+            ratios.append((coefficients, cost(scaled).macs / base.macs))
+            if budget.admits(ratios[-1][1]):
+                within.append((coefficients, scaled))
+    met, excess = within, list[tuple[Coefficients, float, str]]()
+    if real is not None and real.limits.given():
+        uses = [real.most(coefficients) for coefficients, _ in within]
+        met = [one for one, (share, _) in zip(within, uses, strict=True) if share <= 1]
+        excess = [(one, share, metric) for (one, _), (share, metric) in zip(within, uses, strict=True) if share > 1]
+    dropped = {
+        "product": len(points) - len(admitted),
+        "impossible": len(admitted) - len(ratios),
+        "budget": len(ratios) - len(within),
+        "limits": len(excess),
+    }
+    ratios.sort(key=lambda one: abs(math.log(one[1] / budget.macs_ratio)))
     excess.sort(key=lambda one: one[1])
     baseline = Candidate(BASELINE, (Coefficients(1.0, 1.0, 1.0),), network, base, 1.0)
-    return Plan(baseline, len(points), dropped, chosen, nearest[:5], excess[:5])
+    merged = _merged(met, base, float(grid.product))
+    return Plan(baseline, len(points), dropped, merged, ratios[:5], excess[:5])
+
+
+def _merged(scaled: Sequence[tuple[Coefficients, AnyNetwork]], base: Cost, product: float) -> list[Candidate]:
+    """One candidate per network, named in the order of the points."""
+    same: dict[str, tuple[AnyNetwork, list[Coefficients]]] = {}
+    for coefficients, network in scaled:
+        same.setdefault(json.dumps(identity(network)), (network, []))[1].append(coefficients)
+    width = max(2, len(str(len(same))))
+    merged = []
+    for index, (network, triples) in enumerate(same.values(), start=1):
+        triples.sort(key=lambda triple: (round(abs(triple.product - product), 9), triple.alpha, triple.beta))
+        counted = cost(network)
+        merged.append(Candidate(f"c{index:0{width}d}", tuple(triples), network, counted, counted.macs / base.macs))
+    return merged
 
 
 def _solved(
@@ -212,9 +219,10 @@ def _solved(
     return found
 
 
-def measured(plan: Plan, meter: Profiler) -> Plan:
-    """The plan with what its networks need in memory and time; for a proxy that takes a tenth of a second each."""
+def measured(plan: Plan, profiler: Profiler) -> Plan:
+    """The plan with the footprint of its networks, in memory and time; a proxy takes a tenth of a second."""
     baseline, *others = (
-        replace(candidate, needs=meter.needs(candidate.network)) for candidate in (plan.baseline, *plan.candidates)
+        replace(candidate, footprint=profiler.footprint(candidate.network))
+        for candidate in (plan.baseline, *plan.candidates)
     )
     return plan._replace(baseline=baseline, candidates=others)

@@ -1,7 +1,7 @@
-"""What was done, as MLflow shows it: an experiment a study, a run a command, a child a candidate, a grandchild a seed.
+"""What was done, as MLflow shows it: a study is an experiment, a command a run, with candidates and seeds below it.
 
 MLflow is a view that can be rebuilt, and never stops or slows a search. The driver appends events to a spool
-(`tracking.jsonl`, one JSON object a line); a thread replays them into MLflow in order and keeps how far it is in
+(`tracking.jsonl`, one JSON object per line); a thread replays them into MLflow in order and keeps how far it is in
 `tracking.position`. Whatever ends in between, an event is replayed until MLflow has it, and none counts twice: runs are
 found again by the tag `scalesearch.id`, a metric carries the time of its event (the same row to MLflow), the rest is
 overwritten with the same.

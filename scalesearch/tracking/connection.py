@@ -9,6 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,79 +29,94 @@ QUIET = {
 }
 
 
-def connected(uri: str | None, workspace: Path) -> MlflowClient:
-    """A client of its own: the global state of `mlflow` stays the user's."""
-    os.environ.update(QUIET)  # before the import: telemetry and loggers are set up there
-    warnings.filterwarnings("ignore", module=r"(mlflow|alembic|sqlalchemy)\b")
-    from mlflow import MlflowClient
+@dataclass(frozen=True)
+class Address:
+    """An MLflow: the server or database of a URI, or where that is None the workspace's own database."""
 
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    found = resolved(uri, workspace)
-    database = sqlite_file(found)
-    if database is None:
-        return MlflowClient(tracking_uri=found, registry_uri=found)
-    database.parent.mkdir(parents=True, exist_ok=True)
-    # The tables are made on first use. Two processes doing so at once crash each other, and one that is killed while
-    # it does leaves a database that MLflow never opens again: so they are made elsewhere and moved into place.
-    with lock(database.with_name(f"{database.name}.lock"), wait=True):
-        if not database.exists():
-            for leftover in database.parent.glob(f".{database.name}.*.new*"):
-                leftover.unlink()
-            unfinished = database.with_name(f".{database.name}.{os.getpid()}.new")
-            _open(MlflowClient, f"sqlite:///{unfinished}")
-            unfinished.replace(database)
-        return _open(MlflowClient, found)
+    uri: str | None
+    workspace: Path
 
+    @property
+    def resolved(self) -> str:
+        return self.uri if self.uri is not None else f"sqlite:///{self.workspace.absolute() / 'mlflow.db'}"
 
-def _open(client_class: type[MlflowClient], uri: str) -> MlflowClient:
-    client = client_class(tracking_uri=uri, registry_uri=uri)
-    client.search_experiments(max_results=1)
-    client.search_registered_models(max_results=1)
-    return client
+    @property
+    def server(self) -> str | None:
+        """The URI where it is that of a server."""
+        return self.uri if self.uri is not None and self.uri.startswith(("http://", "https://")) else None
 
+    @property
+    def artifacts(self) -> str:
+        return (self.workspace.absolute() / "mlartifacts").as_uri()
 
-def studies(client: MlflowClient) -> list[str]:
-    return sorted(experiment.name for experiment in client.search_experiments() if experiment.name != "Default")
+    @property
+    def database(self) -> Path | None:
+        """The file of a sqlite database."""
+        prefix = "sqlite:///"
+        return Path(self.resolved.removeprefix(prefix).split("?")[0]) if self.resolved.startswith(prefix) else None
 
+    def __str__(self) -> str:
+        return hide_password(self.resolved)
 
-@contextlib.contextmanager
-def reachable(uri: str | None, workspace: Path) -> Iterator[None]:
-    """Whatever MLflow raises comes out as an OSError that says where it was looked for."""
-    try:
-        yield
-    except (OSError, ValueError):
-        raise
-    except Exception as error:
-        shown = hide_password(resolved(uri, workspace))
-        raise OSError(f"MLflow at {shown} cannot be reached: {reason(error)}") from error
+    def refuse_empty(self) -> None:
+        """Raises: ValueError where it is a database that nothing was logged to."""
+        if self.database is not None and not self.database.exists():
+            raise ValueError(f"nothing is logged yet ({self.database} is missing); first: scalesearch run")
 
+    @contextlib.contextmanager
+    def client(self) -> Iterator[MlflowClient]:
+        """A client of its own: the global state of `mlflow` stays the user's.
 
-def resolved(uri: str | None, workspace: Path) -> str:
-    return uri if uri is not None else f"sqlite:///{workspace.absolute() / 'mlflow.db'}"
+        Raises:
+            OSError: instead of whatever MLflow raises, with the place where it was looked for.
+        """
+        try:
+            yield self._connected()
+        except (OSError, ValueError):
+            raise
+        except Exception as error:
+            raise OSError(f"MLflow at {self} cannot be reached: {reason(error)}") from error
 
+    def _connected(self) -> MlflowClient:
+        os.environ.update(QUIET)  # before the import: telemetry and loggers are set up there
+        warnings.filterwarnings("ignore", module=r"(mlflow|alembic|sqlalchemy)\b")
+        from mlflow import MlflowClient
 
-def artifacts(workspace: Path) -> str:
-    return (workspace.absolute() / "mlartifacts").as_uri()
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
+        def opened(uri: str) -> MlflowClient:
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            client.search_experiments(max_results=1)
+            client.search_registered_models(max_results=1)
+            return client
 
-def sqlite_file(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///").split("?")[0]) if uri.startswith("sqlite:///") else None
-
-
-def is_http(uri: str) -> bool:
-    return uri.startswith(("http://", "https://"))
+        database = self.database
+        if database is None:
+            return MlflowClient(tracking_uri=self.resolved, registry_uri=self.resolved)
+        database.parent.mkdir(parents=True, exist_ok=True)
+        # The tables are made on first use. Two processes doing so at once crash each other, and one that is killed
+        # meanwhile leaves a database that MLflow never opens again: so they are made elsewhere and moved into place.
+        with lock(database.with_name(f"{database.name}.lock"), wait=True):
+            if not database.exists():
+                for leftover in database.parent.glob(f".{database.name}.*.new*"):
+                    leftover.unlink()
+                unfinished = database.with_name(f".{database.name}.{os.getpid()}.new")
+                opened(f"sqlite:///{unfinished}")
+                unfinished.replace(database)
+            return opened(self.resolved)
 
 
 @contextlib.contextmanager
 def lock(path: Path, *, wait: bool) -> Iterator[None]:
-    """Held until the end, or until the process ends however it ends; BlockingIOError where another has it."""
+    """Locked until the end, or until the process ends however it ends; BlockingIOError where another has it."""
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
 
 
 def reason(error: BaseException) -> str:
+    """What went wrong, in one line without passwords."""
     text = " ".join(str(error).split()) or type(error).__name__
     if "Connection refused" in text and not isinstance(error, OSError):
         text = "connection refused"

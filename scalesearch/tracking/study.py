@@ -1,4 +1,4 @@
-"""What a study tells MLflow: one run for the command, a child for each candidate, a grandchild for each seed."""
+"""What a study records in MLflow: one run for the command, a child for each candidate, a grandchild for each seed."""
 
 from __future__ import annotations
 
@@ -51,8 +51,7 @@ class StudyLog:
     ) -> None:
         self._tracker, self._study, self._directory, self._epochs = tracker, study, directory, epochs
         self._parent = f"run:{datetime.now(UTC).isoformat()}"
-        self._known: set[str] = set()
-        self._begun: set[str] = set()
+        self._begun: dict[str, bool] = {}  # candidate to whether its run is still open
         self._results: dict[str, list[Result]] = {}
         self._open = True
         tracker.start_run(
@@ -81,7 +80,7 @@ class StudyLog:
         """Whatever is still open was interrupted, or broken by an error."""
         if self._open:
             status: Status = "FAILED" if kind is None or issubclass(kind, Exception) else "KILLED"
-            for name in sorted(self._begun):
+            for name in self._open_candidates():
                 if kind is None:  # the search came to its end without an answer
                     self._end(name)
                 else:
@@ -91,9 +90,9 @@ class StudyLog:
 
     def trained(self, one: TrialResult, so_far: Sequence[TrialResult]) -> None:
         """A seed has come back: log it, and what it makes of its candidate's mean and of the best one."""
-        candidate, outcome = one
+        (candidate, outcome), result = one, one.outcome.result
         child = f"{self._parent}:{candidate.id}"
-        if candidate.id not in self._known:
+        if candidate.id not in self._begun:
             self._begin(candidate)
         epochs = outcome.evaluation.recipe.epochs
         short = "" if epochs == self._epochs else f" of {epochs:g} epochs"
@@ -103,23 +102,18 @@ class StudyLog:
             name=f"{candidate.id} seed {outcome.evaluation.seed}{short}",
             parent=child,
             params={"seed": outcome.evaluation.seed, "epochs": epochs},
-            tags={
-                "key": outcome.evaluation.key,
-                "reused": outcome.reused,
-                "reason": outcome.reason,
-                "precision": outcome.precision,
-            },
+            tags={"key": outcome.evaluation.key}
+            | {name: getattr(outcome, name) for name in ("reused", "reason", "precision")},
         )
-        if outcome.result is not None:
-            result = outcome.result
+        if result is not None:
             self._tracker.log_curve(grandchild, result.curve)
             names = ("val_accuracy", "val_loss", "train_seconds", "images_per_second")
             self._tracker.log_metrics(grandchild, {name: getattr(result, name) for name in names})
-        self._tracker.end_run(grandchild, "FAILED" if outcome.result is None else "FINISHED")
-        if outcome.result is None or short:
+        self._tracker.end_run(grandchild, "FAILED" if result is None else "FINISHED")
+        if result is None or short:
             return
         whole = self._results.setdefault(candidate.id, [])
-        whole.append(outcome.result)
+        whole.append(result)
         self._tracker.log_metrics(child, {"val_accuracy": _mean(whole)}, step=len(whole))
         means = [_mean(results) for name, results in self._results.items() if name != BASELINE]
         if means:
@@ -127,7 +121,7 @@ class StudyLog:
 
     def stopped(self, one: Stopped) -> None:
         """The strategy has taken a candidate out: its run ends, with the reason as a tag."""
-        if one.candidate.id in self._begun:
+        if self._begun.get(one.candidate.id):
             self._tracker.set_tags(f"{self._parent}:{one.candidate.id}", {"stopped": one.reason})
             self._end(one.candidate.id)
 
@@ -138,7 +132,7 @@ class StudyLog:
 
         Returns one sentence where MLflow has not got all of it yet, else None.
         """
-        for name in sorted(self._begun):
+        for name in self._open_candidates():
             self._end(name)
         tested = {chosen.id: answer["test_accuracy"]["chosen"], BASELINE: answer["test_accuracy"]["baseline"]}
         for name, test in tested.items():
@@ -165,9 +159,11 @@ class StudyLog:
         self._open = False
         return self._tracker.close(timeout=60)
 
+    def _open_candidates(self) -> list[str]:
+        return sorted(name for name, is_open in self._begun.items() if is_open)
+
     def _begin(self, candidate: Candidate) -> None:
-        self._begun.add(candidate.id)
-        self._known.add(candidate.id)
+        self._begun[candidate.id] = True
         child, coefficients = f"{self._parent}:{candidate.id}", candidate.coefficients
         self._tracker.start_run(
             child,
@@ -187,7 +183,7 @@ class StudyLog:
         self._tracker.log_metrics(child, _costs(candidate))
 
     def _end(self, name: str) -> None:
-        self._begun.discard(name)
+        self._begun[name] = False
         child, results = f"{self._parent}:{name}", self._results.get(name, [])
         if results:
             metrics = {
@@ -219,14 +215,8 @@ def _mean(results: Sequence[Result]) -> float:
 
 
 def _costs(candidate: Candidate) -> dict[str, float]:
-    needs: dict[str, float | None] = candidate.needs._asdict() if candidate.needs else {}
-    return {
-        "macs": candidate.cost.macs,
-        "macs_ratio": candidate.ratio,
-        "params": candidate.cost.params,
-        "activations": candidate.cost.activations,
-        **{key: value for key, value in needs.items() if value is not None},
-    }
+    params = ("product", "depth", "resolution")  # of its run, and no metrics
+    return {key: value for key, value in candidate.sizes().items() if key not in params and value is not None}
 
 
 def _environment() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The driver's end of the spool: everything that a search has to say to MLflow."""
+"""Writing the spool: everything that a search has for MLflow."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from scalesearch.text import plural
 from scalesearch.tracking.connection import reason
-from scalesearch.tracking.replay import Replay, count, parsed, refusals, spooled
+from scalesearch.tracking.replay import Replay, parsed, refusals, spooled
 
-LEVELS = ("command", "candidate", "seed")
+_LEVELS = ("command", "candidate", "seed")
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Tracker:
-    """The driver's end: methods append to the spool, in microseconds, and no trouble of MLflow's reaches the caller.
+    """Methods append to the spool, in microseconds, and no trouble of MLflow's reaches the caller.
 
     Runs that an earlier command of the study left without an end are ended as KILLED, at the time of their last event.
-    One driver a study: two trackers on one directory would end each other's runs.
+    One driver per study: two trackers on one directory would end each other's runs.
 
     Args:
         uri: of the tracking server or database; None is `<workspace>/mlflow.db`.
@@ -46,8 +47,8 @@ class Tracker:
         self._spool = spool.open("ab", buffering=0)
         self._levels: dict[str, int] = {}
         self._end_interrupted(lines)
-        if self._replay is not None and self._replay.waiting():
-            self._start_thread()
+        if self._replay is not None and self._thread.ident is None and self._replay.waiting():
+            self._thread.start()
 
     def start_run(
         self,
@@ -71,7 +72,7 @@ class Tracker:
             tags={
                 "mlflow.source.name": "scalesearch",
                 "mlflow.user": _user(),
-                "scalesearch.level": LEVELS[min(level, len(LEVELS) - 1)],
+                "scalesearch.level": _LEVELS[min(level, len(_LEVELS) - 1)],
                 **({"mlflow.note.content": note} if note else {}),
                 **_texts(tags),
             },
@@ -147,18 +148,18 @@ class Tracker:
             self._spool.close()
         if self._replay is None:
             return None
-        said = []
+        sentences = []
         if waiting := self._replay.waiting():
             why = self._failure or f"MLflow was too slow for {timeout:g} s"
-            said.append(
-                f"MLflow still lacks {count(waiting)} ({why}); "
+            sentences.append(
+                f"MLflow still lacks {plural(waiting, 'event')} ({why}); "
                 f"'scalesearch sync study={self._replay.study}' sends what waits"
             )
         if self._replay.refused:
-            said.append(refusals(self._replay.refused))
+            sentences.append(refusals(self._replay.refused))
         if self._lost:
-            said.append(f"{count(self._lost)} could not be written to {self._replay.spool}")
-        return "; ".join(said) or None
+            sentences.append(f"{plural(self._lost, 'event')} could not be written to {self._replay.spool}")
+        return "; ".join(sentences) or None
 
     def _append(self, event: str, run_id: str, *, at: int | None = None, **content: object) -> None:
         record = {"event": event, "run": run_id, "time": at if at is not None else time.time_ns() // 1_000_000}
@@ -170,14 +171,9 @@ class Tracker:
             except OSError:  # a full disk: the ledger has what counts, so the search goes on
                 self._torn = True
             self._lost += self._torn
-        if self._replay is not None:
-            self._start_thread()
-        self._news.set()
-
-    def _start_thread(self) -> None:
-        with self._writing:
-            if self._thread.ident is None:
+            if self._replay is not None and self._thread.ident is None:
                 self._thread.start()
+        self._news.set()
 
     def _place(self, path: Path) -> str:
         """Relative to the workspace where it can be, so that a workspace may be moved before it is replayed."""
@@ -222,12 +218,10 @@ class Tracker:
 def _texts(values: Mapping[str, object]) -> dict[str, str]:
     """As MLflow keeps params and tags: numbers as digits, tables as JSON."""
 
-    def text(value: object) -> str:
-        if isinstance(value, bool | list | tuple | dict):
-            return json.dumps(value, default=str)
-        return str(value)
-
-    return {key: text(value) for key, value in values.items()}
+    return {
+        key: json.dumps(value, default=str) if isinstance(value, bool | list | tuple | dict) else str(value)
+        for key, value in values.items()
+    }
 
 
 def _user() -> str:

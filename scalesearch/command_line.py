@@ -1,0 +1,72 @@
+"""The command line that means what a study's settings say: what a report tells its reader to type."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scalesearch.compose import own_values
+from scalesearch.config import from_yaml
+from scalesearch.workspace import conf_dir
+
+_GROUPS = ("baseline", "proxy", "rounding", "budget", "grid", "search", "recipe", "data", "selection")
+
+
+def overrides(settings: Mapping[str, Any], command: str, *, workspace: Path) -> list[str]:
+    """The words after `command` ("run" or "train") that make it mean what a study's settings say, as few as will do.
+
+    Of each group the shipped choice that is nearest to the settings, and what differs from it: so a baseline of the
+    user's own is spelled out, and a function is named.
+    """
+    defaults, own = importlib.import_module(f"scalesearch.commands.{command}").GROUPS, own_values(command)
+    words = []
+    for group in _GROUPS:
+        if group not in settings or defaults.get(group) is None:
+            continue
+        choice, differing = _nearest_choice(group, settings[group], first=defaults[group])
+        words += ([] if choice == defaults[group] else [f"{group}={choice}"]) + differing
+    for key in ("init", "phis", "study"):
+        if key in own and settings.get(key) != own[key]:
+            words.append(f"{key}={_word(settings[key])}")
+    return words if str(workspace) == own["workspace"] else [*words, f"workspace={_word(str(workspace))}"]
+
+
+def _nearest_choice(group: str, wanted: Mapping[str, Any], *, first: str) -> tuple[str, list[str]]:
+    """(choice of a group, overrides) that come to `wanted` with the fewest overrides; `first` among equals."""
+    files = {path.stem: path for path in sorted((conf_dir() / group).glob("*.yaml"))}
+    named = "factory" if "factory" in wanted else wanted.get("name")
+    names = [named] if named in files else sorted(files, key=lambda name: (name != first, name))
+    shipped = {name: files[name] for name in names if "@package _global_" not in files[name].read_text()}
+    found = [(name, _differing(group, from_yaml(path), wanted)) for name, path in shipped.items()]
+    return min(found, key=lambda one: sum(len(word) for word in one[1]))
+
+
+def _differing(where: str, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    words = [f"~{where}.{key}" for key, value in given.items() if key not in wanted and value is not None]
+    for key, value in wanted.items():
+        if key not in given:
+            words.append(f"+{where}.{key}={_word(value)}")
+        elif isinstance(value, Mapping) and isinstance(given[key], Mapping):
+            words += _differing(f"{where}.{key}", given[key], value)
+        elif value != given[key]:
+            words.append(f"{where}.{key}={_word(value)}")
+    return words
+
+
+def _word(value: object, *, inside: bool = False) -> str:
+    """A plain value as Hydra reads it; `inside` a list or a mapping a colon would divide it."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_word(inner, inside=True)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(_word(inner, inside=True) for inner in value) + "]"
+    if isinstance(value, str):
+        keyword = value.lower() in ("null", "true", "false", "nan", "inf")
+        if re.fullmatch(rf"[A-Za-z_/][\w./{'' if inside else ':'}-]*", value, re.ASCII) and not keyword:
+            return value
+        # a backslash is one, but before a quote it must be doubled
+        return '"' + re.sub(r'(\\*)("|\Z)', lambda found: 2 * found[1] + found[2].replace('"', '\\"'), value) + '"'
+    return json.dumps(value)

@@ -1,0 +1,29 @@
+"""the answers of a finished study: how sure, how flat, what it did not measure; also as report.md"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scalesearch.commands.status import GROUPS, Arguments
+from scalesearch.workspace import DONE
+
+if TYPE_CHECKING:
+    from scalesearch.config import Groups
+    from scalesearch.screen import Screen
+
+__all__ = ["GROUPS", "Arguments"]
+EXAMPLE = "scalesearch report study=NAME"
+
+
+def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
+    """Every question about a finished study with its answer; nothing is trained."""
+    from scalesearch import report
+    from scalesearch.study import Study
+
+    study = Study.read(arguments.workspace, arguments.study)
+    facts = report.read(study)
+    answers, path = report.answers(facts), report.write(facts, study.directory)
+    out.markdown(report.markdown(answers))
+    out.say(f"written: {path}")
+    out.answer({**answers, "file": str(path)})
+    return DONE

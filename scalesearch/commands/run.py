@@ -1,0 +1,186 @@
+"""search coefficients for a baseline: plan, train, choose, scale; or go on where it stopped"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from scalesearch.checks import checked
+from scalesearch.text import count, percent
+from scalesearch.workspace import ALL_FAILED, DONE, SOME_FAILED, Directory, InitialWeights, Phis, StudyName
+
+if TYPE_CHECKING:
+    from scalesearch.config import Groups
+    from scalesearch.screen import Screen
+    from scalesearch.study import Answer, StudySettings
+
+GROUPS = {
+    "baseline": "mobilenetv2",
+    "proxy": "small",
+    "rounding": "nearest",
+    "budget": "double",
+    "grid": "default",
+    "search": "race",
+    "selection": "best",
+    "data": "fashion_mnist",
+    "executor": "local",
+    "tracking": "mlflow",
+    "recipe": "default",  # after grid and data, which recipe=quick makes smaller
+    "experiment": None,
+}
+EXAMPLE = "scalesearch run baseline=preresnet29 budget.tolerance=0.05"
+COEFFICIENT_COLUMNS = {
+    "candidate": "network",
+    "alpha": "alpha (depth)",
+    "beta": "beta (width)",
+    "gamma": "gamma (resolution)",
+    "product": "nominal product",
+    "macs_ratio": "counted ratio",
+}
+
+
+@checked()
+class Arguments:
+    study: Annotated[
+        StudyName | None, Field(description="null: made of baseline, data and a digest of the settings")
+    ] = None
+    workspace: Annotated[Directory, Field(description="all that is written lies in it")] = Path("workspace")
+    init: Annotated[InitialWeights | None, Field(description="weights to start from")] = None
+    phis: Annotated[Phis, Field(description="of the scaled variants; 0 is the baseline itself")] = tuple(range(8))
+    retry: Annotated[bool, Field(description="run trainings again that have failed")] = False
+
+
+def settings_of(groups: Groups) -> StudySettings:
+    """The settings of the study that these groups and arguments make."""
+    from scalesearch.study import StudySettings
+
+    return StudySettings.of({key: value for key, value in groups.values.items() if key != "retry"})
+
+
+def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
+    """Section 3.3 of arXiv:1905.11946: search at phi = 1, choose, scale."""
+    from scalesearch.evaluation import counts, mixed_precision
+    from scalesearch.run import search_and_scale
+    from scalesearch.session import Session
+    from scalesearch.workspace import Infeasible
+
+    settings = settings_of(groups)
+    session = Session(settings.workspace, settings.executor, out, settings.directory, arguments.retry)
+    try:
+        trials, answer = search_and_scale(settings, session)
+    except Infeasible:
+        out.answer({"study": settings.study, "chosen": None, "evaluations": counts([])})
+        raise
+    outcomes = [one.outcome for one in trials]
+    if answer is None:
+        reasons = [outcome.reason for outcome in outcomes if outcome.result is None]
+        out.warn(
+            f"every candidate failed ({len(reasons)} evaluations); the first: {reasons[0]}. "
+            "When the cause is mended: scalesearch retry, with the same overrides"
+        )
+        out.answer({"study": settings.study, "chosen": None, "evaluations": counts(outcomes)})
+        return ALL_FAILED
+    _show(out, settings, answer)
+    if mixed := mixed_precision(one for one in outcomes if one.evaluation.recipe == settings.recipe):
+        out.warn(mixed)
+    if answer.waiting:
+        out.warn(answer.waiting)
+    out.answer(answer.values)
+    return SOME_FAILED if answer.values["evaluations"]["failed"] else DONE
+
+
+def _show(out: Screen, settings: StudySettings, answer: Answer) -> None:
+    """The candidates, the choice, its ties, test accuracies, the family, and where things are."""
+    from scalesearch.commands._family import show_family
+
+    values, chosen = answer.values, answer.values["chosen"]
+    _show_candidates(out, settings, answer)
+    out.say(
+        f"chosen: {chosen['id']}, alpha (depth) = {chosen['alpha']:g}, beta (width) = {chosen['beta']:g}, "
+        f"gamma (resolution) = {chosen['gamma']:g}; nominal product {chosen['product']:.3f}, "
+        f"counted ratio {chosen['macs_ratio']:.3f}"
+    )
+    _show_ties(out, settings, answer)
+    test = values["test_accuracy"]
+    out.say(
+        f"test accuracy: {test_words(test['chosen'])} chosen, {test_words(test['baseline'])} 1x network "
+        f"({count(values['baseline']['macs'])} multiply-adds)"
+    )
+    show_family(out, settings.baseline.name, answer.chosen.coefficients, settings.rounding, values["variants"])
+    counts = values["evaluations"]
+    out.say(f"{counts['trained']} evaluations trained, {counts['reused']} from the ledger, {counts['failed']} failed")
+    if counts["failed"]:
+        out.say("`scalesearch retry` with the same overrides runs the failed ones again; `status` gives the reasons")
+    out.say(f"tables, figures, coefficients.yaml and variants: {settings.directory}")
+    place = f"study={settings.study} workspace={settings.workspace}"
+    if settings.tracking.name == "mlflow":
+        out.say(f"MLflow: scalesearch ui {place}")
+    else:
+        out.say(f"nothing was sent to MLflow; later: scalesearch sync {place}")
+
+
+def _show_candidates(out: Screen, settings: StudySettings, answer: Answer) -> None:
+    confidence = f"{100 * settings.search.confidence:g} %"
+    rows = [
+        {
+            "mark": next((mark for mark in ("chosen", "best", "tied", "stopped") if row[mark]), ""),
+            "candidate": row["candidate"],
+            **{name: f"{row[name]:g}" for name in ("alpha", "beta", "gamma")},
+            **{name: f"{row[name]:.3f}" for name in ("product", "macs_ratio")},
+            "accuracy": percent(row["val_accuracy_mean"]),
+            "interval": f"±{percent(row['val_accuracy_high'] - row['val_accuracy_mean'])}",
+            "std": percent(row["val_accuracy_std"]),
+            "seeds": str(row["num_seeds"]),
+        }
+        for row in answer.choice.candidates.sort_values("val_accuracy_mean", ascending=False).to_dict("records")
+    ]
+    accuracy = {
+        "accuracy": "val. accuracy (%)",
+        "interval": confidence.replace(" ", "\u00a0"),
+        "std": "sd",
+        "seeds": "seeds",
+    }
+    title = f"Candidates, with {confidence} intervals over the seeds"
+    out.table(title, rows, COEFFICIENT_COLUMNS | accuracy | {"mark": ""})
+
+
+def _show_ties(out: Screen, settings: StudySettings, answer: Answer) -> None:
+    values, table = answer.values, answer.choice.candidates
+    best, chosen = values["best"], values["chosen"]
+    whose, tied = "it", chosen["tied_with"]
+    if best["id"] != chosen["id"]:
+        whose = "the best"
+        tied = [row | {"id": row["candidate"]} for row in table[table["tied"]].to_dict("records")]
+        out.say(
+            f"best: {_network(best)} with {percent(best['val_accuracy_mean'])} %; of it and its ties {chosen['id']} "
+            f"needs the least of {values['selection']['metric']} (selection=cheapest_tied)"
+        )
+    confidence = f"{100 * settings.search.confidence:g} %"
+    names = ", ".join(map(_network, tied))
+    out.say(
+        f"statistically tied with {whose} at {confidence}: {names}"
+        if names
+        else f"no candidate is tied with it at {confidence}"
+    )
+    reasons: dict[str, list[str]] = {}
+    compared = set(table["candidate"])
+    for name, reason in values["stopped"].items():  # of some, no training of the whole recipe is there
+        known = "" if name in compared else ", so it was compared with none"
+        reasons.setdefault(reason.partition(" by ")[0] + known, []).append(name)
+    for reason, stopped in reasons.items():
+        out.say(f"stopped: {', '.join(stopped)} ({reason})")
+
+
+def _network(row: Mapping[str, Any]) -> str:
+    return f"{row['id']} ({row['alpha']:g}, {row['beta']:g}, {row['gamma']:g})"
+
+
+def test_words(test: Mapping[str, Any]) -> str:
+    """A mean test accuracy with its spread over the seeds."""
+    if test["mean"] is None:
+        return "none (it failed)"
+    spread = f" (sd {percent(test['std'])}, {test['seeds']} seeds)" if test["std"] is not None else " (1 seed)"
+    return f"{percent(test['mean'])} %{spread}"

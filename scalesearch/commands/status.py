@@ -1,0 +1,45 @@
+"""how far a study is"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from scalesearch.checks import checked
+from scalesearch.workspace import DONE, Directory, StudyName
+
+if TYPE_CHECKING:
+    from scalesearch.config import Groups
+    from scalesearch.screen import Screen
+
+GROUPS: dict[str, str | None] = {}
+EXAMPLE = "scalesearch status study=NAME"
+
+
+@checked()
+class Arguments:
+    study: Annotated[StudyName | None, Field(description="null: the only one")] = None
+    workspace: Directory = Path("workspace")
+
+
+def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
+    """The state of a study, its failures, and what goes on with it."""
+    from scalesearch.study import Study
+
+    answer = Study.read(arguments.workspace, arguments.study).status()
+    counts, best = answer["evaluations"], answer["best"]
+    out.say(
+        f"study {answer['study']}: {answer['state']}; {counts['done']} of {counts['total']} evaluations done, "
+        f"{counts['failed']} failed"
+        + (f"; best so far {best['candidate']} with {100 * best['val_accuracy_mean']:.2f} %" if best else "")
+    )
+    for failure in answer["failures"]:
+        out.say(f"  failed: {failure['candidate']} seed {failure['seed']}: {failure['reason']}")
+    if answer["state"] == "interrupted":
+        out.say("the same `scalesearch run` command goes on from there")
+    elif counts["failed"]:
+        out.say("`scalesearch retry` with the same overrides runs the failed ones again")
+    out.answer(answer)
+    return DONE

@@ -1,0 +1,120 @@
+"""Inverted residuals: wide inside and narrow outside, as in MobileNetV2 and V3, EfficientNet and EfficientNetV2."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scalesearch.model.blocks.block import GatedBlock, Layer, gate_layers
+from scalesearch.model.records import BatchNorm, Convolution, Layers
+from scalesearch.network import Place
+from scalesearch.scaling import round_channels
+
+
+class InvertedResidual(GatedBlock):
+    """MBConv (arXiv:1801.04381, arXiv:1905.11946 section 4): 1x1 expansion, depthwise, squeeze, 1x1 projection.
+
+    The squeezed channels are a share of the block's *input*, as in the TPU reference `efficientnet_model.py`.
+    """
+
+    name = "mbconv"
+    fields = ("channels", "kernel", "stride", "expand", "squeeze_excite", "activation")
+    expand: Layer  # with its norm absent where the row's `expand` is 1
+    expand_norm: Layer
+    depthwise: Layer
+    depthwise_norm: Layer
+    project: Layer
+    project_norm: Layer
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self.residual = place.stride == 1 and place.in_channels == place.channels
+        if self.residual:
+            nn.init.zeros_(self.get_parameter("project_norm.weight"))
+
+    @staticmethod
+    def layers(place: Place) -> Layers:
+        stage = place.stage
+        hidden = max(1, round(place.in_channels * stage.expand))
+        return _layers(place, hidden, int(place.in_channels * stage.squeeze_excite))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        if hasattr(self, "expand"):
+            y = self.activation(self.expand_norm(self.expand(y)))
+        y = self.activation(self.depthwise_norm(self.depthwise(y)))
+        y = self.project_norm(self.project(self.gated(y)))
+        return x + y if self.residual else y
+
+
+class HardInvertedResidual(InvertedResidual):
+    """MobileNetV3's inverted residual (arXiv:1905.02244, section 5.3).
+
+    Expanded and squeezed channels are multiples of 8, the squeezed ones a share of the expanded; the gate has a
+    ReLU inside and is a hard sigmoid, whatever the row's activation.
+    """
+
+    name = "bneck"
+
+    @staticmethod
+    def layers(place: Place) -> Layers:
+        stage, entering = place.stage, place.in_channels
+        hidden = entering if stage.expand == 1 else round_channels(entering * stage.expand)
+        return _layers(place, hidden, round_channels(hidden * stage.squeeze_excite))
+
+    def gated(self, y: Tensor) -> Tensor:
+        return self._gated(y, F.relu, F.hardsigmoid) if hasattr(self, "squeeze") else y
+
+
+def _layers(place: Place, hidden: int, squeezed: int) -> Layers:
+    stage, epsilon, layers = place.stage, place.norm_epsilon, Layers()
+    if stage.expand != 1:
+        layers["expand"] = Convolution(place.in_channels, hidden, place.in_resolution)
+        layers["expand_norm"] = BatchNorm(hidden, epsilon)
+    layers["depthwise"] = Convolution(hidden, hidden, place.resolution, stage.kernel, place.stride, hidden)
+    layers["depthwise_norm"] = BatchNorm(hidden, epsilon)
+    layers |= gate_layers(stage, hidden, squeezed)
+    layers["project"] = Convolution(hidden, place.channels, place.resolution)
+    layers["project_norm"] = BatchNorm(place.channels, epsilon)
+    return layers
+
+
+class FusedInvertedResidual(GatedBlock):
+    """Fused-MBConv (arXiv:2104.00298, section 3.2): one kxk convolution for expansion and depthwise.
+
+    With `expand` 1 it is that convolution alone, norm and activation inside the residual.
+    """
+
+    name = "fused_mbconv"
+    fields = ("channels", "kernel", "stride", "expand", "squeeze_excite", "activation")
+    expand: Layer
+    expand_norm: Layer
+    project: Layer  # with its norm absent where the row's `expand` is 1
+    project_norm: Layer
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self.residual = place.stride == 1 and place.in_channels == place.channels
+        if self.residual and hasattr(self, "project"):  # a ReLU after a zeroed norm would stop every gradient
+            nn.init.zeros_(self.get_parameter("project_norm.weight"))
+
+    @staticmethod
+    def layers(place: Place) -> Layers:
+        stage = place.stage
+        single = stage.expand == 1
+        hidden = place.channels if single else max(1, round(place.in_channels * stage.expand))
+        layers = Layers(
+            expand=Convolution(place.in_channels, hidden, place.resolution, stage.kernel, place.stride),
+            expand_norm=BatchNorm(hidden, place.norm_epsilon),
+        )
+        layers |= gate_layers(stage, hidden, int(place.in_channels * stage.squeeze_excite))
+        if not single:
+            layers["project"] = Convolution(hidden, place.channels, place.resolution)
+            layers["project_norm"] = BatchNorm(place.channels, place.norm_epsilon)
+        return layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.gated(self.activation(self.expand_norm(self.expand(x))))
+        if hasattr(self, "project"):
+            y = self.project_norm(self.project(y))
+        return x + y if self.residual else y

@@ -1,0 +1,1 @@
+"""One module per experiment of the paper, each with its class `Experiment`; `paper.EXPERIMENTS` finds them."""

@@ -1,0 +1,121 @@
+"""`scalesearch reproduce NAME`: points, trainings, what is measured of them, then finding, figures and page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from scalesearch.evaluation import Outcome, counts
+from scalesearch.ledger import write_atomic
+from scalesearch.machine import environment, instructions
+from scalesearch.paper import page
+from scalesearch.paper.experiment import draw, read_summary, write_table
+from scalesearch.paper.points import Point, Setting, Trainings, point_values
+from scalesearch.paper.request import ExperimentRequest
+from scalesearch.screen import Screen
+from scalesearch.session import Session, counts_line
+from scalesearch.workspace import ALL_FAILED, DONE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def run(request: ExperimentRequest, session: Session) -> int:
+    """`scalesearch reproduce NAME`: the exit code; everything lies in <workspace>/experiments/<NAME>."""
+    experiment, out = request.experiment, session.out
+    computed = experiment.computed(request.baselines, request.rounding)
+    setting = None if computed is not None else _setting(request, session)
+    points = [] if setting is None else experiment.points(setting)
+    out.say(": ".join(filter(None, [request.name, experiment.question])))
+    expected = _expected(request, setting, points, session)
+    if request.dry_run:
+        out.answer({"experiment": request.name, "points": [point_values(point) for point in points], **expected})
+        return DONE
+    with session:
+        if computed is not None:
+            _conclude(request, computed, [], out)
+            return DONE
+        assert setting is not None
+        trainings = Trainings(points, setting, session)
+        trainings.run()
+        results = trainings.table(trainings.test() if request.test else None)
+        code = session.finish(trainings.unique)
+        if code == ALL_FAILED:
+            write_table(results, request.directory / "results.csv")
+            out.answer({"experiment": request.name, "evaluations": counts(trainings.unique), "finding": None})
+            return code
+        results = experiment.measured(trainings, results, request.directory, out)
+        write_table(results, request.directory / "results.csv")
+        _conclude(request, experiment.summary(results, trainings.correct()), trainings.unique, out)
+    return code
+
+
+def _conclude(request: ExperimentRequest, summary: pd.DataFrame, outcomes: Sequence[Outcome], out: Screen) -> None:
+    """Table, finding, figures and page, on disk and on the screen."""
+    experiment, directory = request.experiment, request.directory
+    write_table(summary, directory / "summary.csv")
+    summary = read_summary(directory)  # the finding is that of the table that was kept
+    files = draw(experiment, directory, title=request.title)
+    entry = page.entry(request, summary, outcomes, [path.name for path in files if path.suffix == ".png"])
+    rows, known = experiment.table(summary), counts(outcomes)
+    write_atomic(directory / "finding.json", json.dumps(entry, indent=1, ensure_ascii=False).encode() + b"\n")
+    write_atomic(directory / "README.md", page.readme(entry, rows).encode())
+    out.table(request.name, rows, {heading: heading for heading in rows[0]})
+    out.say(f"finding: {entry['finding']}")
+    if entry["paper"]:
+        out.say(f"the paper: {entry['paper']}")
+    for sentence in entry["caveats"]:
+        out.say(f"  caveat: {sentence}")
+    if outcomes:
+        out.say(counts_line(outcomes))
+    out.say(f"tables, figures and a page: {directory}")
+    values = json.loads(summary.to_json(orient="records"))
+    answer = {"directory": str(directory), "evaluations": known, "summary": values}
+    out.answer({"experiment": request.name, "finding": entry["finding"]} | answer)
+
+
+def _setting(request: ExperimentRequest, session: Session) -> Setting:
+    """What is trained on, with initial weights fetched."""
+    if request.data is None or request.recipe is None:
+        raise ValueError("data and recipe are missing, such as data=fashion_scenes recipe=scenes")
+    digests = {
+        name: digest
+        for name, base in request.baselines.items()
+        if (digest := session.initial_weights(request.init, [base], [base])) is not None
+    }
+    return Setting(
+        baselines=request.baselines,
+        rounding=request.rounding,
+        recipe=request.recipe,
+        seeds=request.seeds,
+        data=request.data,
+        target=request.target,
+        init=digests,
+    )
+
+
+def _expected(
+    request: ExperimentRequest, setting: Setting | None, points: Sequence[Point], session: Session
+) -> dict[str, Any]:
+    """Trainings, multiply-adds x images, and of a plan the seconds that they take, from timing some of them."""
+    out = session.out
+    if setting is None:
+        if request.dry_run:
+            out.say("nothing is trained")
+        return {"trainings": 0, "estimated_seconds": 0.0}
+    work = page.work(points, setting.seeds)
+    expected = {"trainings": setting.seeds * len(work), "macs_images": page.macs_images(points, setting.seeds)}
+    if request.dry_run:  # a run shows at its first training what is left
+        with Session(session.workspace, session.executor, out) as workers:
+            expected["estimated_seconds"] = round(workers.estimated_seconds(work, setting.data), 1)
+    rows = page.plan_rows(points)
+    out.table("What is trained", rows, {heading: heading for heading in rows[0]})
+    for words in page.plan_words(setting, expected):
+        out.say(words)
+    if setting.recipe.autocast == "bfloat16" and environment()["device"] == "cpu" and "bfloat16" not in instructions():
+        out.say(
+            "this CPU emulates bfloat16, several times slower than float32: recipe.autocast=auto takes what is "
+            "quicker; its trainings are not those of the recorded figures"
+        )
+    return expected

@@ -1,0 +1,127 @@
+"""What a search would train, in how long, and why it may not: before anything is trained."""
+
+from __future__ import annotations
+
+import time
+
+from scalesearch import search
+from scalesearch.budget import Limits, Profiler, written
+from scalesearch.evaluation import Work
+from scalesearch.network import AnyNetwork, Factory
+from scalesearch.scaling import Coefficients, Rounding, uneven_channels
+from scalesearch.search import Plan
+from scalesearch.session import Session
+from scalesearch.study import StudySettings
+from scalesearch.text import count
+from scalesearch.workspace import Infeasible
+
+
+def planned(settings: StudySettings) -> tuple[Plan, Profiler]:
+    """The plan with the footprints of its networks: measured now, before workers make the machine busy."""
+    profiler = Profiler(batch_size=settings.recipe.batch_size, workspace=settings.workspace)
+    real = search.Real(settings.baseline, settings.rounding, settings.limits, profiler)
+    network, rounding = settings.proxy_network
+    solves = settings.search.solves_gamma
+    plan = search.candidates(network, settings.grid, settings.budget, rounding, real=real, solve_gamma=solves)
+    return (search.measured(plan, profiler) if plan.candidates else plan), profiler
+
+
+def refuse_infeasible(plan: Plan, settings: StudySettings) -> None:
+    """Raises: Infeasible where there is no candidate, with the nearest points; ValueError where none can be chosen."""
+    if plan.candidates:
+        metric = settings.selection.metric
+        if all(candidate.sizes().get(metric, 0) is None for candidate in plan.candidates):
+            raise ValueError(
+                f"selection.metric is {metric!r}, but the candidates are too large to be measured in it here; choose "
+                "by another one, such as selection.metric=macs"
+            )
+        return
+    budget, grid = settings.budget, settings.grid
+    if plan.excess:
+        nearest = "; ".join(f"{share:.3g} x budget.{metric} ({_triple(c)})" for c, share, metric in plan.excess)
+        raise Infeasible(
+            f"no candidate: of all {plan.dropped['limits']} triples that meet the budget of multiply-adds, "
+            f"{settings.baseline.name} at phi = 1 needs more than {limits_words(settings.limits)}; the nearest: "
+            f"{nearest}. Raise the limit, or lower budget.macs_ratio and grid.product"
+        )
+    if not plan.nearest:
+        raise Infeasible(
+            f"none of the {plan.points} points of the grid has a product nearer than {grid.product_tolerance} to "
+            f"{grid.product}. Raise grid.product_tolerance, or widen an axis or lower its step"
+        )
+    nearest = "; ".join(f"{ratio:.3f} x ({_triple(c)})" for c, ratio in plan.nearest)
+    raise Infeasible(
+        f"no candidate is within {100 * budget.tolerance:g} % of {budget.macs_ratio:g} x the counted multiply-adds of "
+        f"the 1x network; the nearest: {nearest}. Raise budget.tolerance, or lower a step of the grid"
+    )
+
+
+def num_evaluations(plan: Plan, settings: StudySettings) -> int:
+    """About how many trainings there will be, the 1x network's among them."""
+    return settings.seeds + sum(number for number, _ in settings.expected(plan))
+
+
+def estimated_seconds(plan: Plan, settings: StudySettings, session: Session) -> float:
+    """Seconds of the whole search, from timing its networks in workers as it would train them."""
+    sizes, recipe = settings.description, settings.recipe
+    whole = sum(number * share for number, share in settings.expected(plan)) / len(plan.candidates)
+    work = [Work(candidate.network, recipe, sizes, whole) for candidate in plan.candidates]
+    work.append(Work(plan.baseline.network, recipe, sizes, settings.seeds))
+    return _STARTS * _CPU_SECONDS_TO_IMPORT + session.estimated_seconds(work, settings.data)
+
+
+# Starting workers, the test split, figures and MLflow take about as long as so many starts of this program.
+_STARTS = 12.0
+_CPU_SECONDS_TO_IMPORT = time.process_time()  # how fast this machine is at it
+
+
+def summary(plan: Plan, settings: StudySettings) -> str:
+    """What is searched, what each rule dropped from the grid, and how many networks are left; several lines."""
+    triples = sum(len(candidate.triples) for candidate in plan.candidates)
+    budget, grid, dropped = settings.budget, settings.grid, plan.dropped
+    network, known = plan.baseline.network, settings.description
+    return "\n".join(
+        [
+            f"study {settings.study}",
+            f"1x network: {settings.baseline.name} as a proxy of {_depth_words(network)} at {network.resolution} px, "
+            f"{count(plan.baseline.cost.macs)} multiply-adds, {count(plan.baseline.cost.params)} params",
+            f"{plan.points} points of the grid; dropped: {dropped['product']} whose product is not nearer than "
+            f"{grid.product_tolerance} to {grid.product}, {dropped['budget']} whose counted cost is not within "
+            f"{100 * budget.tolerance:g} % of {budget.macs_ratio:g} x"
+            + (f", {dropped['impossible']} that no network can have" if dropped["impossible"] else "")
+            + (
+                f", {dropped['limits']} whose variant at phi = 1 needs more than {limits_words(settings.limits)}"
+                if dropped["limits"]
+                else ""
+            ),
+            f"{triples} triples are left, which are {len(plan.candidates)} different networks",
+            f"data: {known.name}, {known.num_train} images for training and {known.num_val} for validation",
+            *grain_words(network, settings.proxy_network[1]),
+        ]
+    )
+
+
+def grain_words(network: AnyNetwork, rounding: Rounding) -> list[str]:
+    """A line that warns of a rounding too coarse for the channels of `network`; none where it suits them."""
+    uneven = uneven_channels(network, rounding)
+    if not uneven:
+        return []
+    return [
+        f"{', '.join(map(str, uneven))} channels are no multiples of {rounding.divisor}, the divisor of rounding "
+        f"{rounding.name}: every scaling moves them to one, whatever it costs; rounding=fine goes in steps of 2"
+    ]
+
+
+def limits_words(limits: Limits) -> str:
+    """Every limit as it is written on the command line."""
+    return " or ".join(f"budget.{name}={written(name, limit)}" for name, limit in limits.given().items())
+
+
+def _depth_words(network: AnyNetwork) -> str:
+    if isinstance(network, Factory):  # a proxy's total stride cannot reach into a function
+        return f"depth {network.depth:g} and width {network.width:g} times {network.function}, its own strides,"
+    return f"{network.depth} blocks"
+
+
+def _triple(coefficients: Coefficients) -> str:
+    return f"alpha={coefficients.alpha:g}, beta={coefficients.beta:g}, gamma={coefficients.gamma:g}"

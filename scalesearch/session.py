@@ -1,0 +1,149 @@
+"""What every command that trains shares: ledger, lock, workers, progress, failures, and the exit code.
+
+with Session(workspace, executor, out, directory=study) as session:
+    outcomes = session.run(evaluations, data)
+    ...
+return session.exit_code(outcomes)
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scalesearch import pretrained
+from scalesearch.config import ExecutorChoice
+from scalesearch.data import Data, DataSpec, load
+from scalesearch.evaluation import Evaluation, Evaluator, Outcome, Work, counts, mixed_precision
+from scalesearch.ledger import Ledger, lock_study
+from scalesearch.network import AnyNetwork
+from scalesearch.screen import Progress, Screen
+from scalesearch.workspace import ALL_FAILED, DONE, SOME_FAILED
+
+
+@dataclass
+class Session:
+    """Trainings of one command. Enter it to take the lock of `directory`, if there is one; workers start when needed.
+
+    retry: failed trainings of this command are forgotten first, and so run again.
+    """
+
+    workspace: Path
+    executor: ExecutorChoice
+    out: Screen
+    directory: Path | None = None
+    retry: bool = False
+    _open: ExitStack = field(default_factory=ExitStack)
+    _data: dict[DataSpec, Data] = field(default_factory=dict)
+    _evaluators: dict[DataSpec, Evaluator] = field(default_factory=dict)
+    _workers: Any = None
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(self.workspace)
+
+    def __enter__(self) -> Session:
+        if self.directory is not None:
+            self._open.enter_context(lock_study(self.directory))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.__exit__(*error)  # type: ignore[arg-type]
+
+    def data(self, spec: DataSpec) -> Data:
+        """The images of `spec`, loaded once."""
+        if spec not in self._data:
+            self._data[spec] = load(spec, log=self.out.warn)
+        return self._data[spec]
+
+    def evaluator(self, spec: DataSpec) -> Evaluator:
+        """Carries out evaluations on the images of `spec` with the workers of this session."""
+        if self._workers is None:
+            self._workers = self._open.enter_context(self.executor.open())
+        if spec not in self._evaluators:
+            self._evaluators[spec] = Evaluator(self.ledger, self._workers, spec)
+        return self._evaluators[spec]
+
+    def initial_weights(
+        self, source: str | None, bases: Sequence[AnyNetwork], networks: Sequence[AnyNetwork]
+    ) -> str | None:
+        """The digest of the weights that all of `networks` start from, kept in the workspace; what fits is told."""
+        if source is None:
+            return None
+        weights = pretrained.fetch(source, bases, warn=self.out.warn)
+        first, *others = (pretrained.overlap(weights.tensors, network) for network in networks)
+        if not first.taken:
+            raise ValueError(
+                f"init={source}: {networks[0].name} as it is trained here has no layer of that shape ({first}); "
+                "proxy=none and a width of 1 keep the shapes"
+            )
+        self.out.say(f"init={source}: of {networks[0].name} {first}")
+        if others:
+            shares = [fit.taken / fit.layers for fit in others]
+            self.out.say(f"of the candidates {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the layers do")
+        self.ledger.keep_initial(weights.digest, weights.content)
+        return weights.digest
+
+    def forget_failures(self, evaluations: Iterable[Evaluation]) -> None:
+        """With `retry`: failed evaluations are taken out of the ledger, so that they are run again."""
+        if not self.retry:
+            return
+        forgotten = 0
+        for key in {evaluation.key for evaluation in evaluations}:
+            record = self.ledger.get(key)
+            if record is not None and record["state"] == "failed":
+                self.ledger.remove(key)
+                forgotten += 1
+        self.out.say(f"{forgotten} failed trainings are run again")
+
+    def run(
+        self,
+        evaluations: Sequence[Evaluation],
+        spec: DataSpec,
+        *,
+        name: Callable[[Evaluation], str],
+        progress: Progress | None = None,
+    ) -> list[Outcome]:
+        """Outcomes in the order in which they come, each shown under its `name`, in `progress` or in one of its own."""
+        evaluator, outcomes = self.evaluator(spec), []
+        with self.out.progress(total=len(evaluations), slots=evaluator.slots, going_on=progress) as shown:
+            for outcome in evaluator.run(evaluations):
+                outcomes.append(outcome)
+                shown.update(name(outcome.evaluation), outcome)
+        return outcomes
+
+    def test_accuracy(self, finished: Sequence[Evaluation], spec: DataSpec) -> dict[str, Any]:
+        """Mean, standard deviation and number over the seeds. The test split is scored once for each training."""
+        values = [row["test_accuracy"] for row in self.evaluator(spec).test(finished)]
+        return {
+            "mean": statistics.fmean(values) if values else None,
+            "std": statistics.stdev(values) if len(values) > 1 else None,
+            "seeds": len(values),
+        }
+
+    def estimated_seconds(self, work: Sequence[Work], spec: DataSpec) -> float:
+        """Seconds that these trainings would take, from timing some of their networks in the workers."""
+        return self.evaluator(spec).expected_seconds(work)
+
+    def finish(self, outcomes: Sequence[Outcome], *, hint: str = "the same command with retry=true") -> int:
+        """Say what failed and what was trained in different precisions; the exit code of these trainings."""
+        failed = [outcome for outcome in outcomes if outcome.result is None]
+        if (mixed := mixed_precision(outcomes)) is not None:
+            self.out.warn(mixed)
+        if failed:
+            first = failed[0].evaluation
+            number = "all" if len(failed) == len(outcomes) else len(failed)
+            self.out.warn(
+                f"{number} trainings failed; the first: {first.network.name} seed {first.seed}: {failed[0].reason}"
+            )
+            self.out.say(f"when the cause is mended: {hint}")
+        return DONE if not failed else SOME_FAILED if len(failed) < len(outcomes) else ALL_FAILED
+
+
+def counts_line(outcomes: Iterable[Outcome]) -> str:
+    """`counts` in words."""
+    found = counts(outcomes)
+    return f"{found['trained']} trained, {found['reused']} from the ledger, {found['failed']} failed"

@@ -1,0 +1,19 @@
+"""A study: a search, with the settings that make it that search, its files, and the answer that it came to."""
+
+from scalesearch.study.answer import Answer, candidate_values, point, write_answer, write_trials
+from scalesearch.study.files import Scored, Study, TrainedCandidate, possible_of
+from scalesearch.study.settings import StudySettings, decisive_settings
+
+__all__ = [
+    "Answer",
+    "Scored",
+    "Study",
+    "StudySettings",
+    "TrainedCandidate",
+    "candidate_values",
+    "decisive_settings",
+    "point",
+    "possible_of",
+    "write_answer",
+    "write_trials",
+]

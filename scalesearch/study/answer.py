@@ -1,0 +1,151 @@
+"""The answer of a study: tables, coefficients, variants, figures, and what `run --json` prints."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalesearch import variants
+from scalesearch.budget import Footprint
+from scalesearch.config import to_yaml
+from scalesearch.evaluation import counts
+from scalesearch.ledger import write_atomic
+from scalesearch.scaling import Coefficients
+from scalesearch.search import BASELINE, Candidate, TrialResult
+from scalesearch.study.files import Study
+from scalesearch.study.settings import StudySettings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scalesearch.selection import Choice
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search came to.
+
+    test: test accuracies of the choice and of the 1x network, by id. values: what `run --json` prints. waiting: what
+    MLflow has not got yet, in a sentence.
+    """
+
+    trials: Sequence[TrialResult]
+    stopped: Mapping[str, str]
+    choice: Choice
+    chosen: Candidate
+    test: Mapping[str, Mapping[str, Any]]
+    family: Sequence[variants.Variant]
+    values: Mapping[str, Any] = field(default_factory=dict)
+    waiting: str | None = None
+
+
+def write_trials(
+    study: Study, settings: StudySettings, trials: Sequence[TrialResult], stopped: Mapping[str, str]
+) -> None:
+    """Write trials.csv, one row per evaluation, and which candidates were stopped and why; the search is at its end."""
+    from scalesearch.selection import trials_table
+
+    _write_csv(trials_table(trials), study.directory / "trials.csv")
+    write_atomic(study.directory / "stopped.json", json.dumps(dict(sorted(stopped.items())), indent=1).encode())
+    study.record_all(settings, trials)
+
+
+def write_answer(settings: StudySettings, answer: Answer) -> tuple[dict[str, Any], list[Path]]:
+    """Write tables, coefficients, variants and figures into the study's directory.
+
+    Returns what `run --json` prints, and the files and folders that belong to the answer.
+    """
+    import pandas as pd
+
+    from scalesearch.figures import draw_all
+
+    directory, coefficients, choice = settings.directory, answer.chosen.coefficients, answer.choice
+    variants.write(answer.family, coefficients, directory / "variants", rounding=settings.rounding)
+    family = variants.family_rows(answer.family, coefficients, directory / "variants")
+    tables = {"candidates": choice.candidates, "comparisons": choice.comparisons, "family": pd.DataFrame(family)}
+    for name, table in tables.items():
+        _write_csv(table, directory / f"{name}.csv")
+    draw_all({name: tables[name] for name in ("candidates", "family")}, directory / "figures", title=settings.study)
+    values = _values(settings, answer, family)
+    written = {
+        **{name: getattr(coefficients, name) for name in ("alpha", "beta", "gamma")},
+        "rounding": settings.rounding.name,
+        "study": settings.study,
+        "tied": {row["candidate"]: json.loads(row["triples"]) for row in _tied(answer)},
+    }
+    write_atomic(directory / "coefficients.yaml", to_yaml(written).encode())
+    write_atomic(directory / "result.json", json.dumps(values, indent=1, allow_nan=False).encode())
+    names = ("coefficients.yaml", "trials.csv", "candidates.csv", "comparisons.csv", "family.csv", "result.json")
+    return values, [directory / name for name in (*names, "figures", "variants")]
+
+
+def _values(settings: StudySettings, answer: Answer, family: list[dict[str, Any]]) -> dict[str, Any]:
+    rows, best, chosen = _rows(answer.choice), answer.choice.best, answer.chosen
+    tied = [{"id": row["candidate"]} | {n: row[n] for n in ("alpha", "beta", "gamma")} for row in _tied(answer)]
+    of_best = {name: rows[best][name] for name in ("alpha", "beta", "gamma", "product", "macs_ratio")}
+    sizes = {key: rows[BASELINE][key] for key in ("macs", "params", "activations", "depth", "resolution")}
+    return {
+        "study": settings.study,
+        "selection": asdict(settings.selection),
+        "best": {"id": best, **of_best, **_scores(rows[best])},
+        "chosen": {
+            "id": chosen.id,
+            **point(chosen.coefficients, chosen.ratio),
+            "triples": [[t.alpha, t.beta, t.gamma] for t in chosen.triples],
+            **_scores(rows[chosen.id]),
+            "tied_with": tied,
+        },
+        "test_accuracy": {"chosen": answer.test[chosen.id], "baseline": answer.test[BASELINE]},
+        "baseline": {
+            **sizes,
+            **{key: _finite(rows[BASELINE][key]) for key in Footprint._fields},
+            **_scores(rows[BASELINE]),
+        },
+        "stopped": dict(sorted(answer.stopped.items())),
+        "evaluations": counts(one.outcome for one in answer.trials),
+        "variants": family,
+        "directory": str(settings.directory),
+    }
+
+
+def _rows(choice: Choice) -> dict[str, Any]:
+    return {row["candidate"]: row for row in choice.candidates.to_dict("records")}
+
+
+def _tied(answer: Answer) -> list[dict[str, Any]]:
+    """The rows of the best and its ties, but for the chosen one."""
+    rows = _rows(answer.choice)
+    return [rows[name] for name in (answer.choice.best, *answer.choice.tied) if name != answer.chosen.id]
+
+
+def _scores(row: Mapping[str, Any]) -> dict[str, Any]:
+    ends = {f"val_accuracy_{end}": _finite(row[f"val_accuracy_{end}"]) for end in ("mean", "std", "low", "high")}
+    return ends | {"seeds": int(row["num_seeds"])}
+
+
+def candidate_values(candidate: Candidate) -> dict[str, Any]:
+    """A candidate as `plan --json` prints it."""
+    return {
+        "id": candidate.id,
+        "triples": [[t.alpha, t.beta, t.gamma] for t in candidate.triples],
+        **candidate.sizes(),
+    }
+
+
+def point(coefficients: Coefficients, ratio: float | None = None) -> dict[str, float]:
+    """Coefficients with their nominal product and, where it is known, the counted ratio."""
+    values = {"alpha": coefficients.alpha, "beta": coefficients.beta, "gamma": coefficients.gamma}
+    values["product"] = round(coefficients.product, 6)
+    return values if ratio is None else values | {"macs_ratio": ratio}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _write_csv(table: pd.DataFrame, path: Path) -> None:
+    write_atomic(path, table.to_csv(index=False).encode())

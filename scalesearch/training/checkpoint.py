@@ -1,0 +1,109 @@
+"""What a training leaves on disk: its weights, and a checkpoint from which it goes on. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from scalesearch.model import build
+from scalesearch.network import AnyNetwork
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the state dict as safetensors, atomically."""
+    save(model.state_dict(), path)
+
+
+def load_weights(network: AnyNetwork, path: Path) -> nn.Module:
+    """The module of `network` with the weights of a safetensors file, in evaluation mode.
+
+    Raises:
+        ValueError: they do not fit; it names the file.
+    """
+    model = build(network)
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        why = " ".join(str(error).split())[:200]  # torch lists every layer
+        raise ValueError(f"the weights in {path} are not those of {network.name}: {why}") from None
+    return model.eval()
+
+
+class Checkpoint:
+    """The state of one training in a file, from which an interrupted one goes on with the same numbers.
+
+    path: None keeps nothing.
+    of: what names the training; the file of another one is not used.
+    interval_seconds: the least time between two writes.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        of: str,
+        modules: Mapping[str, nn.Module | None],
+        optimizer: torch.optim.Optimizer,
+        interval_seconds: float,
+    ) -> None:
+        self._path, self._of, self._interval = path, of, interval_seconds
+        self._written = time.perf_counter()
+        self._state = {  # all tensors by name; they share their memory with what they belong to
+            f"{which}.{name}": tensor
+            for which, module in modules.items()
+            for name, tensor in (module.state_dict() if module is not None else {}).items()
+        }
+        for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+            for name, tensor in optimizer.state[parameter].items():
+                self._state[f"optimizer.{index}.{name}"] = tensor
+
+    def resume(self) -> tuple[list[dict[str, float]], float]:
+        """(curve, seconds spent) so far, the training's tensors set to the file's; ([], 0.0) where it is of no use."""
+        if self._path is None or not self._path.exists():
+            return [], 0.0
+        try:
+            with safe_open(self._path, framework="pt") as file:
+                meta = file.metadata() or {}
+                if meta.get("of") != self._of:
+                    raise ValueError("it is of another training")
+                tensors = {name: file.get_tensor(name) for name in self._state}
+            curve, seconds = json.loads(meta["curve"]), float(meta["seconds"])
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            warnings.warn(
+                f"the checkpoint {self._path} cannot be used ({error}); this training starts over", stacklevel=3
+            )
+            return [], 0.0
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                self._state[name].copy_(tensor)
+        return curve, seconds
+
+    def update(self, curve: list[dict[str, float]], seconds: float) -> None:
+        """Write the state as it is now, if the last time is `interval_seconds` ago."""
+        if self._path is not None and time.perf_counter() - self._written > self._interval:
+            save(self._state, self._path, {"of": self._of, "curve": json.dumps(curve), "seconds": repr(seconds)})
+            self._written = time.perf_counter()
+
+    def remove(self) -> None:
+        """The training is over."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def save(tensors: Mapping[str, Tensor], path: Path, meta: dict[str, str] | None = None) -> None:
+    """Write a file that is there whole or not at all; a temporary one that a kill leaves is swept by the ledger."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.temporary")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, meta)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())  # before the record of the evaluation, which says that its weights are here
+    temporary.replace(path)

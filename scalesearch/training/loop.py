@@ -1,0 +1,293 @@
+"""The training loop, in one function from top to bottom.
+
+Images stay resident as uint8, are resized once per resolution and augmented in
+batches on the device. A training is a function of (network, recipe, data, seed): on the CPU, with the same
+library versions and thread count, it gives the same numbers bit for bit.
+
+Shapes: B images of a batch, N of a split, C channels, H and W rows and columns, K classes.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from scalesearch.data import Data
+from scalesearch.machine import torch_device
+from scalesearch.model import build, identity
+from scalesearch.network import AnyNetwork
+from scalesearch.pretrained import read, start
+from scalesearch.training.checkpoint import Checkpoint, save_weights
+from scalesearch.training.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Result:
+    """What a training leaves. Accuracies are fractions; `correct` has a bool per validation image, in their order."""
+
+    val_accuracy: float
+    val_loss: float
+    correct: np.ndarray[Any, np.dtype[np.bool_]]
+    curve: tuple[dict[str, float], ...]  # one entry per epoch: epoch, train_loss, learning_rate
+    train_seconds: float
+    images_per_second: float
+
+    def to_json(self) -> dict[str, Any]:
+        packed = base64.b64encode(np.packbits(self.correct).tobytes()).decode()
+        return dataclasses.asdict(self) | {"correct": packed, "num_val": len(self.correct), "curve": list(self.curve)}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Result:
+        bits = np.unpackbits(np.frombuffer(base64.b64decode(values["correct"]), np.uint8), count=values["num_val"])
+        rest = {k: v for k, v in values.items() if k not in ("correct", "num_val", "curve")}
+        return Result(**rest, correct=bits.astype(bool), curve=tuple(values["curve"]))
+
+
+class Diverged(ValueError):  # noqa: N818 - what a training did
+    """The loss became nan or infinite: a failure, never a score."""
+
+
+def train(
+    network: AnyNetwork,
+    recipe: Recipe,
+    data: Data,
+    *,
+    seed: int,
+    device: str | None = None,
+    precision: str | None = None,
+    initial: Path | None = None,
+    weights: Path | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 30.0,
+) -> Result:
+    """Train `network` on the training split and score it once on the validation split.
+
+    Args:
+        device: torch device; None takes a GPU where there is one.
+        precision: "float32" or "bfloat16" (autocast); None is what the recipe says, its "auto" decided by a timing now.
+        initial: file of weights by place (`pretrained.read`), which the layers that fit start from.
+        weights: safetensors file that the trained weights are written to, atomically.
+        checkpoint: safetensors file kept at ends of epochs, `checkpoint_seconds` apart, from which the same
+            call goes on after an interruption, with the same numbers; removed at the end. One that is damaged, or
+            of another training, is not used: a warning says so, and the training starts over.
+
+    Raises:
+        Diverged: a loss is not finite.
+    """
+    from scalesearch.training.timing import faster_precision  # here, since it trains to time
+
+    place = torch_device(device)
+    started = time.perf_counter()
+
+    # The network, its optimizer and the average of its weights.
+    torch.manual_seed(seed)
+    model = build(network)
+    if initial is not None:
+        start(model, network, read(initial))
+    precision = precision or recipe.precision or faster_precision(network, recipe, device=str(place))
+    autocast = torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16")
+    layout = _layout(model, recipe, place, precision)
+    model = model.to(place, memory_format=layout)
+    decayed = [p for p in model.parameters() if _is_decayed(p)]
+    others = [p for p in model.parameters() if not _is_decayed(p)]
+    optimizer = torch.optim.SGD(
+        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+        fused=True,
+    )
+    if recipe.momentum:
+        # What torch starts from as well; made here, so that a checkpoint finds the place of every tensor.
+        for parameter in (*decayed, *others):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    averaged = (
+        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
+    )
+
+    # The images, resident on the device, and the steps.
+    images = resized(data, "train", network.resolution).to(place)  # (N, C, H, W) uint8
+    labels = data.train_labels.to(place)
+    mean, std = (torch.tensor(v, device=place).mul(255).view(1, -1, 1, 1) for v in (data.mean, data.std))
+    batch = min(recipe.batch_size, len(images))
+    steps = len(images) // batch  # of a whole epoch
+    total_steps = max(1, round(recipe.epochs * steps))
+    padding = round(recipe.crop_padding * network.resolution)
+    padded = F.pad(images, (padding,) * 4) if padding else images
+    # (N, C, 2 padding + 1, 2 padding + 1, H, W): every crop there is, as a view
+    crops = padded.unfold(2, network.resolution, 1).unfold(3, network.resolution, 1)
+
+    # What an interrupted training goes on from.
+    what = [identity(network), dataclasses.asdict(recipe), data.fingerprint, seed]
+    kept = Checkpoint(
+        checkpoint,
+        of=json.dumps(what if initial is None else [*what, initial.stem], sort_keys=True),
+        modules={"model": model, "averaged": averaged},
+        optimizer=optimizer,
+        interval_seconds=checkpoint_seconds,
+    )
+    curve, seconds_before = kept.resume()
+
+    model.train()
+    for epoch in range(len(curve), math.ceil(total_steps / steps)):
+        torch.manual_seed(_mixed(seed, epoch))  # dropout; an epoch depends on nothing that came before but weights
+        # All chance of an epoch is drawn and moved at once: a copy to a GPU in every step would wait for it each time.
+        chance = np.random.default_rng([seed, epoch])
+        order = _moved(chance.permutation(len(images))[: steps * batch].reshape(steps, batch), place)
+        corner = _moved(chance.integers(0, 2 * padding + 1, (steps, 2, batch)), place)
+        mirrored = _moved(chance.random((steps, batch, 1, 1, 1)) < 0.5, place)
+        shares = chance.beta(recipe.mixup, recipe.mixup, steps).tolist() if recipe.mixup else ()
+        loss_sum = torch.zeros((), device=place)
+        steps_now = min(steps, total_steps - epoch * steps)
+        for step in range(steps_now):
+            rate = recipe.learning_rate * _schedule(recipe, (epoch * steps + step) / total_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+            x, y = crops[order[step], :, corner[step, 0], corner[step, 1]], labels[order[step]]
+            if recipe.flip:
+                x = torch.where(mirrored[step], x.flip(3), x)
+            x = x.to(torch.float32, memory_format=layout).sub_(mean).div_(std)  # (B, C, H, W)
+            share = shares[step] if recipe.mixup else 1.0
+            if recipe.mixup:
+                x = x.mul(share).add_(x.flip(0), alpha=1 - share)
+
+            with autocast:
+                logits = model(x).float()  # (B, K)
+                loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+                if recipe.mixup:
+                    other = F.cross_entropy(logits, y.flip(0), label_smoothing=recipe.label_smoothing)
+                    loss = share * loss + (1 - share) * other
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if averaged is not None:
+                averaged.update_parameters(model)
+            loss_sum += loss.detach()
+
+        train_loss = loss_sum.item() / steps_now
+        if not math.isfinite(train_loss):
+            kept.remove()
+            raise Diverged(
+                f"diverged: the training loss is {train_loss} in epoch {epoch + 1} of {recipe.epochs:g} "
+                f"(seed {seed}). Lower recipe.learning_rate (now {recipe.learning_rate:g})"
+            )
+        curve.append({"epoch": epoch + 1, "train_loss": train_loss, "learning_rate": rate})
+        if (epoch + 1) * steps < total_steps:
+            kept.update(curve, seconds_before + time.perf_counter() - started)
+
+    final = averaged.module if averaged is not None else model
+    seconds = seconds_before + time.perf_counter() - started
+    loss_value, correct = evaluate(final, network, data, split="val", device=place)
+    if not math.isfinite(loss_value):
+        kept.remove()
+        raise Diverged(f"diverged: the validation loss is {loss_value} (seed {seed}). Lower recipe.learning_rate")
+    if weights is not None:
+        save_weights(final, weights)
+    kept.remove()
+    return Result(
+        val_accuracy=float(correct.mean()),
+        val_loss=loss_value,
+        correct=correct,
+        curve=tuple(curve),
+        train_seconds=seconds,
+        images_per_second=total_steps * batch / seconds,
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, network: AnyNetwork, data: Data, *, split: str, device: str | torch.device
+) -> tuple[float, np.ndarray[Any, np.dtype[np.bool_]]]:
+    """(mean cross entropy, a bool per image whether it is right) on "val" or "test", in float32."""
+    model.eval()
+    if split == "val":
+        images, labels = resized(data, "val", network.resolution), data.val_labels
+    else:
+        images, labels = data.test()
+        images = _resize(images, network.resolution)
+    mean, std = (torch.tensor(v, device=device).mul(255).view(1, -1, 1, 1) for v in (data.mean, data.std))
+    loss, correct = torch.zeros((), device=device, dtype=torch.float64), []
+    batch = max(1, min(500, 2**22 // network.resolution**2))  # 83 of 224 px: less memory than their training took
+    for x, y in zip(images.split(batch), labels.to(device).split(batch), strict=True):
+        logits = model((x.to(device).float() - mean) / std)
+        loss += F.cross_entropy(logits, y, reduction="sum")
+        correct.append(logits.argmax(1) == y)
+    return loss.item() / len(labels), torch.cat(correct).cpu().numpy()
+
+
+_RESIZED: dict[tuple[str, str, int], Tensor] = {}
+_RESIZED_BYTES = 1 << 30
+
+
+def resized(data: Data, split: str, resolution: int) -> Tensor:
+    """The images of "train" or "val" at this resolution; the last 1 GiB of them is kept for the next training."""
+    key = (data.fingerprint, split, resolution)
+    if key not in _RESIZED:
+        images = _resize(data.train_images if split == "train" else data.val_images, resolution)
+        while _RESIZED and sum(kept.nbytes for kept in _RESIZED.values()) + images.nbytes > _RESIZED_BYTES:
+            del _RESIZED[next(iter(_RESIZED))]
+        _RESIZED[key] = images
+    return _RESIZED[key]
+
+
+def _resize(images: Tensor, resolution: int) -> Tensor:  # uint8 (N, C, H, W) to uint8 (N, C, resolution, resolution)
+    size = (resolution, resolution)
+    if images.shape[2:] == size:
+        return images
+    return torch.cat([F.interpolate(part, size, mode="bilinear", antialias=True) for part in images.split(2048)])
+
+
+def _moved(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    return torch.from_numpy(values).to(device)
+
+
+def _is_decayed(parameter: nn.Parameter) -> bool:
+    learned = parameter.ndim == 3 and len(parameter) == 1  # (1, N, C): a class token, positions
+    return parameter.ndim > 1 and not learned
+
+
+def _schedule(recipe: Recipe, progress: float) -> float:
+    """The learning rate's share of its highest value at `progress`, 0 to 1."""
+    if progress < recipe.warmup:
+        return max(0.04, progress / recipe.warmup)
+    if recipe.schedule == "steps":
+        return 1.0 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01
+    rest = (progress - recipe.warmup) / (1 - recipe.warmup)
+    return 0.5 + 0.5 * math.cos(math.pi * rest) if recipe.schedule == "cosine" else 1 - rest
+
+
+def _layout(model: nn.Module, recipe: Recipe, device: torch.device, precision: str) -> torch.memory_format:
+    """The layout of images in memory that `model` is trained in.
+
+    Never channels_last in float32 on a CPU with a strided 1 x 1 convolution of few channels: the gradient of its
+    weights is written past the end of a buffer (oneDNN issue 6035; fewer than 8 channels with AVX2, than 16 with
+    AVX-512), which ends the process, hangs it or, at worst, changes numbers elsewhere.
+    """
+    overruns = any(
+        isinstance(part, nn.Conv2d)
+        and part.kernel_size == (1, 1)
+        and part.stride != (1, 1)
+        and part.in_channels // part.groups < 16
+        for part in model.modules()
+    )
+    if not recipe.channels_last or (overruns and device.type == "cpu" and precision == "float32"):
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def _mixed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))

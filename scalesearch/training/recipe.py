@@ -1,0 +1,46 @@
+"""How a network is trained: values that are part of an evaluation's key."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from scalesearch.checks import between, checked
+
+_SCHEDULE = (
+    'after a linear rise over `warmup` of the steps: "one_cycle" (straight to zero), "cosine", or "steps" (a tenth '
+    "from half of all steps on, a hundredth from three quarters on)"
+)
+_AUTOCAST = '"auto" (bfloat16 where a short timing finds it faster, see `faster_precision`), "bfloat16" or "off"'
+
+
+@checked("recipe", kw_only=True)
+class Recipe:
+    """How a network is trained. Each field says what it means."""
+
+    epochs: Annotated[
+        float, between(0.01, 10_000, "passes over the training images; 0.5: the first half of the batches of one")
+    ]
+    batch_size: Annotated[int, between(2, 65_536, "images of a step")]
+    learning_rate: Annotated[float, between(1e-8, 100, "its highest value, for `batch_size` images a step")]
+    momentum: Annotated[float, between(0, 0.9999, "of SGD, in Nesterov's form; 0: plain SGD")]
+    weight_decay: Annotated[float, between(0, 1, "of weights, not of norms, biases and learned tokens")]
+    label_smoothing: Annotated[float, between(0, 0.99, "probability that is spread over all classes")]
+    schedule: Annotated[Literal["one_cycle", "cosine", "steps"], Field(description=_SCHEDULE)]
+    warmup: Annotated[float, between(0, 0.9, "share of the steps in which the learning rate rises")]
+    flip: Annotated[bool, Field(description="mirror half of the images")]
+    crop_padding: Annotated[float, between(0, 0.5, "margin of a random crop as a share of the resolution; 0: no crop")]
+    mixup: Annotated[float, between(0, 10, "alpha of the beta distribution (arXiv:1710.09412); 0: no mixup")]
+    ema: Annotated[float, between(0, 0.99999, "decay per step of averaged weights, which are then evaluated; 0: none")]
+    autocast: Annotated[Literal["auto", "bfloat16", "off"], Field(description=_AUTOCAST)]
+    channels_last: Annotated[bool, Field(description="layout of images in memory")]
+
+    def __post_init__(self) -> None:
+        if self.epochs.is_integer():  # as keys have had it since before there were parts of epochs
+            object.__setattr__(self, "epochs", int(self.epochs))
+
+    @property
+    def precision(self) -> str | None:
+        """The precision that `autocast` asks for; None where it leaves it to a timing."""
+        return {"off": "float32", "bfloat16": "bfloat16"}.get(self.autocast)

@@ -1,0 +1,122 @@
+"""Where things lie in a workspace, how a command ends, and the arguments that several commands take.
+
+Only light modules are imported here: the help of a command is made of this.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from scalesearch.checks import Must, between
+from scalesearch.text import near
+
+# Exit codes; docs/architecture.md explains each.
+DONE, USAGE, SOME_FAILED, ALL_FAILED, INFEASIBLE, LOCKED, ENVIRONMENT = 0, 2, 3, 4, 5, 6, 7
+INTERRUPTED, TERMINATED = 130, 143
+
+
+class Infeasible(Exception):  # noqa: N818 - an answer: no network meets the constraints
+    """Nothing meets the constraints; the message names the nearest points."""
+
+
+def conf_dir() -> Path:
+    """The configuration that ships: in the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return next(path for path in (package / "conf", package.parent / "conf") if (path / "baseline").exists())
+
+
+def experiments() -> dict[str, str]:
+    """Each experiment that `reproduce` runs, with what it is and how long it takes: the head of its YAML."""
+    found = {}
+    for path in sorted((conf_dir() / "experiment").glob("*.yaml")):
+        text = path.read_text()
+        if "\nexperiment:" in text:
+            about, _, time = (line.removeprefix("# ") for line in text.splitlines()[1:4])
+            found[path.stem] = f"{about} {time.removeprefix('Time: ').partition('. ')[0].rstrip('.')}."
+    return found
+
+
+def searches() -> list[str]:
+    """The names in conf/experiment that are searches: for `run` and `plan`."""
+    return sorted({path.stem for path in (conf_dir() / "experiment").glob("*.yaml")} - experiments().keys())
+
+
+def study_directory(workspace: Path, study: str) -> Path:
+    """Where a study keeps its tables, figures and settings; it may not be there yet."""
+    return workspace / "studies" / study
+
+
+def experiment_directory(workspace: Path, experiment: str) -> Path:
+    """Where an experiment of the paper keeps its tables and figures; it may not be there yet."""
+    return workspace / "experiments" / experiment
+
+
+def find_study(workspace: Path, study: str | None) -> Path:
+    """The directory of a study that exists; the only one where none is named.
+
+    Raises: ValueError that lists the known ones.
+    """
+    known = sorted(path.parent.name for path in (workspace / "studies").glob("*/settings.yaml"))
+    if study is None and len(known) == 1:
+        study = known[0]
+    if study in known:
+        return study_directory(workspace, str(study))
+    if not known:
+        raise ValueError(f"there is no study in {workspace}; first: scalesearch run, or name another workspace=DIR")
+    if study is None:
+        raise ValueError(f"study=NAME is missing; the studies in {workspace}: {', '.join(known)}")
+    raise ValueError(f"there is no study {study!r} in {workspace}{near(study, known)}")
+
+
+def _directory(given: object) -> Path:
+    if isinstance(given, Path):
+        return given
+    if not isinstance(given, str) or not given or "\0" in given:
+        raise ValueError("it must be the path of a directory")
+    path = Path(given).expanduser()
+    for part in (path, *path.parents):
+        if part.exists() and not part.is_dir():
+            raise ValueError(f"{part} is a file; it must be the path of a directory")
+    return path
+
+
+def _study_name(given: object) -> str:
+    # A number is a name as it stands, but true, 1e5 and 1.10 would not come out as they were written.
+    whole = isinstance(given, int) and not isinstance(given, bool)
+    if not (isinstance(given, str) or whole) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", str(given)):
+        raise ValueError("a name has letters, digits, '.', '_' and '-' only, 100 at most")
+    return str(given)
+
+
+def _initial_weights(given: object) -> str:
+    library = isinstance(given, str) and re.fullmatch(r"timm:[\w.]+(@.+)?|torchvision:[\w.]+", given)
+    path = str(given).partition("@")[2] if library else given
+    if not library and not (isinstance(given, str) and given.endswith(".safetensors") and "\0" not in given):
+        raise ValueError("it must be null, timm:NAME, torchvision:NAME, or the path of a .safetensors file")
+    if path and not Path(str(path)).is_file():
+        raise ValueError(f"there is no file {path}")
+    return str(given)
+
+
+def _as_tuple(given: object) -> Any:
+    if not isinstance(given, list | tuple) or not given:
+        raise ValueError("it must be a list of numbers, such as phis=[1,2,3]")
+    return tuple(given)
+
+
+Directory = Annotated[Path, BeforeValidator(_directory), Must("the path of a directory")]
+StudyName = Annotated[str, BeforeValidator(_study_name), Must("the name of a study")]
+InitialWeights = Annotated[
+    str,
+    BeforeValidator(_initial_weights),
+    Must("timm:NAME, torchvision:NAME, or the path of a .safetensors file"),
+]
+Phis = Annotated[
+    tuple[Annotated[float, between(-20, 20)], ...],
+    BeforeValidator(_as_tuple),
+    Must("a list of numbers, such as phis=[1,2,3]"),
+]
