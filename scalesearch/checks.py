@@ -76,7 +76,7 @@ def checked(section: str = "", *, kw_only: bool = False) -> Callable[[type[Class
 
 
 def parse(cls: type[Class], values: object, section: str | None = None) -> Class:
-    """The checked dataclass of plain values, as a YAML has them. Errors: ValueError."""
+    """The checked dataclass of plain values, as a YAML has them. Raises: ValueError."""
     where = getattr(cls, "__section__", "") if section is None else section
     if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
         names = ", ".join(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
@@ -91,18 +91,16 @@ def parse(cls: type[Class], values: object, section: str | None = None) -> Class
 
 
 def value(given: object, kind: Any, name: str) -> Any:
-    """A single value of the type `kind`, such as `Annotated[int, between(1, 9)]`. Errors: ValueError with `name`."""
+    """A single value of the type `kind`, such as `Annotated[int, between(1, 9)]`. Raises: ValueError with `name`."""
     try:
         return TypeAdapter(kind, config=_CONFIG).validate_python(given, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        where = _place(name, first["loc"])
-        said = f"{where} is {first['input']!r}; {first['ctx']['error']}" if first["type"] == "value_error" else ""
-        raise ValueError(said or _refusal(where, first["input"], kind)) from None
+        raise ValueError(_refusal(_place(name, first["loc"]), first, kind)) from None
 
 
 def known(values: Mapping[str, Any], names: list[str], section: str) -> None:
-    """Refuse a key that is none of `names`. Errors: ValueError with the nearest one."""
+    """Refuse a key that is none of `names`. Raises: ValueError with the nearest one."""
     for key in values:
         if key not in names:
             raise ValueError(f"{_place(section, (key,))} is not a known key{near(key, names)}")
@@ -182,8 +180,6 @@ def _sentence(error: ValidationError, cls: type[Any], section: str) -> str:
     outer, *inner = first["loc"]
     outer = fields[outer] if isinstance(outer, int) else outer  # of a value that was given by position
     name = _place(section, (outer, *inner))
-    if first["type"] == "value_error":  # of a field's own validator
-        return f"{name} is {first['input']!r}; {first['ctx']['error']}"
     if first["type"] == "unexpected_keyword_argument":
         return f"{name} is not a known key{near(outer, fields)}"
     if first["type"] in ("missing", "missing_argument"):
@@ -192,7 +188,7 @@ def _sentence(error: ValidationError, cls: type[Any], section: str) -> str:
     kind = hints[outer]
     for part in inner:
         kind = _inside(kind) if isinstance(part, int) else kind
-    return _refusal(name, first["input"], kind)
+    return _refusal(name, first, kind)
 
 
 def _inside(kind: Any) -> Any:
@@ -203,7 +199,10 @@ def _inside(kind: Any) -> Any:
     return inner[0] if inner else kind
 
 
-def _refusal(name: str, given: object, kind: Any) -> str:
+def _refusal(name: str, error: Any, kind: Any) -> str:
+    given = error["input"]
+    if error["type"] == "value_error":  # of a field's own validator
+        return f"{name} is {given!r}; {error['ctx']['error']}"
     choices = _choices(kind)
     if choices and isinstance(given, str):
         return f"{name} is {given!r}{near(given, choices)}"

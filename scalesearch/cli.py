@@ -111,9 +111,9 @@ def _understood(command: str, words: list[str]) -> tuple[str, list[str]]:
         return command, words
     from scalesearch.workspace import experiments, searches
 
-    others = list(experiments())
+    others, known = list(experiments()), searches()
     first = words[0] if words and words[0].isidentifier() else None
-    named = first is not None and (command in ("plan", "reproduce") or first in (*searches(), *others))
+    named = first is not None and (command in ("plan", "reproduce") or first in (*known, *others))
     given = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
     name = first if named else given[-1] if given else None
     dry = ["dry_run=true"] if command == "plan" else []
@@ -122,9 +122,9 @@ def _understood(command: str, words: list[str]) -> tuple[str, list[str]]:
     if command == "reproduce":
         if name is None and not any(word.startswith("-") and word != "--json" for word in words):
             raise ValueError(f"a name is missing: scalesearch reproduce {' or '.join([*others, 'fidelity'])}")
-        if name in searches():
+        if name in known:
             raise ValueError(f"{name} is a search: scalesearch run experiment={name}")
-    elif name in searches() and named:
+    elif name in known and named:
         return command, [*words[1:], f"experiment={name}"]
     elif name not in others and not named:
         return command, words
@@ -180,7 +180,7 @@ def _complete(arguments: list[str]) -> int:
 
 
 def _hydra(command: str, arguments: list[str], task: Callable[[DictConfig], int]) -> int:
-    """Compose the configuration with a real `hydra.main` and carry out the task: the highest code of its jobs."""
+    """Compose the configuration with a real `hydra.main` and run the task: the highest code of its jobs."""
     from hydra._internal.utils import get_args_parser
 
     from scalesearch.compose import cannot_read

@@ -13,34 +13,40 @@ import importlib
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from scalesearch.checks import described
-from scalesearch.registry import Registry
 from scalesearch.text import near
 from scalesearch.workspace import conf_dir
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-# Groups whose choices may be registered, and the settings of such a choice where no YAML has them.
-_REGISTERED: dict[str, tuple[Registry[Any], Callable[[str, Any], dict[str, Any]]]] = {
-    "data": (
-        Registry("datasets", package="scalesearch.data.datasets", attribute="source"),
-        lambda name, source: (
-            {"name": name, "num_train": None, "num_val": 1000} | getattr(sys.modules[source.__module__], "DEFAULTS", {})
-        ),
-    ),
-    "search": (
-        Registry("strategies", package="scalesearch.search.strategies", attribute="Strategy"),
-        lambda name, strategy: {"strategy": name, "confidence": 0.95} | _field_defaults(strategy),
-    ),
-    "executor": (Registry("executors"), lambda name, cls: {"name": name} | _field_defaults(cls.Settings)),
-}
+
+def _registered(group: str) -> Mapping[str, Any]:
+    """What is registered as a choice of a group, beside its YAMLs."""
+    if group not in ("data", "search", "executor"):  # whose rooms take a moment to import
+        return {}
+    from scalesearch.data.spec import DATASETS
+    from scalesearch.executor import EXECUTORS
+    from scalesearch.search.strategies import STRATEGIES
+
+    return DATASETS if group == "data" else STRATEGIES if group == "search" else EXECUTORS
+
+
+def _settings(group: str, name: str) -> dict[str, Any]:
+    """The settings of a registered choice, where no YAML has them."""
+    from scalesearch.data.spec import defaults
+
+    if group == "data":
+        return defaults(name)
+    if group == "search":
+        return {"strategy": name, "confidence": 0.95} | _field_defaults(_registered(group)[name])
+    return {"name": name} | _field_defaults(_registered(group)[name].Settings)
 
 
 def run(command: str, task: Callable[[DictConfig], object]) -> None:
@@ -66,11 +72,10 @@ def store(command: str, overrides: Sequence[str] = ()) -> str:
     from hydra.core.config_store import ConfigStore
 
     known = ConfigStore.instance()
-    for group, (registry, settings) in _REGISTERED.items():
-        for word in overrides:
-            choice = word.partition("=")[2] if word.startswith(f"{group}=") else ""
-            if choice and not (conf_dir() / group / f"{choice}.yaml").exists() and choice in registry:
-                known.store(group=group, name=choice, node=settings(choice, registry[choice]))
+    for word in overrides:
+        group, _, choice = word.partition("=")
+        if choice in _registered(group) and not (conf_dir() / group / f"{choice}.yaml").exists():
+            known.store(group=group, name=choice, node=_settings(group, choice))
     help_wanted = any(word in ("--help", "-h") for word in overrides)
     extra = [Path(given) for option, given in itertools.pairwise(overrides) if option in ("--config-dir", "-cd")]
     name = f"scalesearch_{command}"
@@ -113,8 +118,7 @@ def choices(group: str, more: Sequence[Path] = ()) -> list[str]:
     """The choices of a group: YAMLs that ship or lie in `more`, and what is registered."""
     folders = [conf_dir() / group, *(path / group for path in more)]
     files = {path.stem for folder in folders for path in folder.glob("*.yaml")}
-    registered = _REGISTERED[group][0] if group in _REGISTERED else ()
-    return sorted({*files, *registered})
+    return sorted({*files, *_registered(group)})
 
 
 def help_of(command: str, more: Sequence[Path] = ()) -> str:

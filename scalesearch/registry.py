@@ -48,8 +48,8 @@ class Registry(Mapping[str, Value]):
     def __getitem__(self, name: str) -> Value:
         if name not in self._loaded:
             if name in self._modules:
-                module = importlib.import_module(f"{self._package}.{name}")
-                self._loaded[name] = getattr(module, self._attribute) if self._attribute else _any(module)
+                module: Any = importlib.import_module(f"{self._package}.{name}")
+                self._loaded[name] = getattr(module, self._attribute) if self._attribute else module
             elif name in self._installed:
                 self._loaded[name] = _load(self._installed[name])
             else:
@@ -64,10 +64,6 @@ class Registry(Mapping[str, Value]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
-
-
-def _any(module: Any) -> Any:
-    return module
 
 
 def _load(point: EntryPoint) -> Any:

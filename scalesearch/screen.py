@@ -72,12 +72,10 @@ class Screen:
         self._console.print(table)
 
     @contextmanager
-    def progress(self, *, total: int, slots: int, going_on: Progress | None = None) -> Iterator[Progress]:
-        """A live table of trainings where there is a terminal, plain lines where there is none; or one `going_on`."""
-        progress = going_on or Progress(total=total, slots=slots)
-        if going_on is not None:
-            yield going_on
-        elif self._console.is_terminal:
+    def progress(self, *, total: int, slots: int) -> Iterator[Progress]:
+        """A live table of trainings where there is a terminal, plain lines where there is none."""
+        progress = Progress(total=total, slots=slots)
+        if self._console.is_terminal:
             with Live(console=self._console, refresh_per_second=2, get_renderable=progress.render):
                 yield progress
         else:

@@ -21,7 +21,7 @@ from scalesearch.data import Data, DataSpec, load
 from scalesearch.evaluation import Evaluation, Evaluator, Outcome, Work, counts, mixed_precision
 from scalesearch.ledger import Ledger, lock_study
 from scalesearch.network import AnyNetwork
-from scalesearch.screen import Progress, Screen
+from scalesearch.screen import Screen
 from scalesearch.workspace import ALL_FAILED, DONE, SOME_FAILED
 
 
@@ -60,7 +60,7 @@ class Session:
         return self._data[spec]
 
     def evaluator(self, spec: DataSpec) -> Evaluator:
-        """Carries out evaluations on the images of `spec` with the workers of this session."""
+        """Runs evaluations on the images of `spec` with the workers of this session."""
         if self._workers is None:
             self._workers = self._open.enter_context(self.executor.open())
         if spec not in self._evaluators:
@@ -105,11 +105,10 @@ class Session:
         spec: DataSpec,
         *,
         name: Callable[[Evaluation], str],
-        progress: Progress | None = None,
     ) -> list[Outcome]:
-        """Outcomes in the order in which they come, each shown under its `name`, in `progress` or in one of its own."""
+        """Outcomes in the order in which they come, each shown under its `name`."""
         evaluator, outcomes = self.evaluator(spec), []
-        with self.out.progress(total=len(evaluations), slots=evaluator.slots, going_on=progress) as shown:
+        with self.out.progress(total=len(evaluations), slots=evaluator.slots) as shown:
             for outcome in evaluator.run(evaluations):
                 outcomes.append(outcome)
                 shown.update(name(outcome.evaluation), outcome)
@@ -128,7 +127,7 @@ class Session:
         """Seconds that these trainings would take, from timing some of their networks in the workers."""
         return self.evaluator(spec).expected_seconds(work)
 
-    def finish(self, outcomes: Sequence[Outcome], *, hint: str = "the same command with retry=true") -> int:
+    def finish(self, outcomes: Sequence[Outcome]) -> int:
         """Say what failed and what was trained in different precisions; the exit code of these trainings."""
         failed = [outcome for outcome in outcomes if outcome.result is None]
         if (mixed := mixed_precision(outcomes)) is not None:
@@ -139,7 +138,7 @@ class Session:
             self.out.warn(
                 f"{number} trainings failed; the first: {first.network.name} seed {first.seed}: {failed[0].reason}"
             )
-            self.out.say(f"when the cause is mended: {hint}")
+            self.out.say("when the cause is mended: the same command with retry=true")
         return DONE if not failed else SOME_FAILED if len(failed) < len(outcomes) else ALL_FAILED
 
 

@@ -47,9 +47,9 @@ TABLES = sorted(
 
 def study_settings(*overrides: str) -> StudySettings:
     """The settings of `scalesearch run` with these overrides."""
-    from scalesearch.commands.run import settings_of
+    from scalesearch.study import StudySettings
 
-    return settings_of(command_request("run", composed("run", *overrides))[1])
+    return StudySettings.of(command_request("run", composed("run", *overrides))[1])
 
 
 def command_request(command: str, configuration: DictConfig) -> tuple[Any, Groups]:

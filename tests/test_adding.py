@@ -134,7 +134,7 @@ USED = r"""
 import contextlib, io, json, sys
 from scalesearch import cli, compose, config, figures, report, workspace
 from scalesearch.cli import main
-from scalesearch.commands.run import settings_of
+from scalesearch.study import StudySettings
 from scalesearch.model import BLOCKS
 assert config.__file__.startswith(sys.argv[1])
 def answer(*words):
@@ -144,7 +144,7 @@ def answer(*words):
 print("a baseline", answer("cost", "baseline=mine")["blocks"] == 2)
 given = ("baseline=mine", "proxy=none", "rounding=fine", "data=mine", "search=mine", "search.first=3", "tracking=none")
 values = config.plain(compose.composed("run", *given))
-settings = settings_of(config.Groups(values))
+settings = StudySettings.of(config.Groups(values))
 print("a data set", (settings.description.num_train, settings.description.num_val) == (80, 20))
 print("a strategy", settings.search.name == "mine" and settings.search.strategy.first == 3)
 print("a figure", "mine" in figures.FIGURES)

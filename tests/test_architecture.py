@@ -27,7 +27,6 @@ ROOMS = (
         "checks",
         "registry",
         "workspace",
-        "compose",
         "network",
         "scaling",
         "model",
@@ -42,7 +41,19 @@ ROOMS = (
     ),
     "budget",
     *("executor", "evaluation", "search", "selection", "variants", "fitting", "export", "template", "tracking"),
-    *("figures", "config", "command_line", "screen", "session", "study", "report", "planning", "run", "fidelity"),
+    *(
+        "figures",
+        "compose",
+        "config",
+        "command_line",
+        "screen",
+        "session",
+        "study",
+        "report",
+        "planning",
+        "run",
+        "fidelity",
+    ),
     *("paper", "commands", "cli"),
 )
 DOORS = {

@@ -137,7 +137,7 @@ def test_bad_usage_is_one_message_and_leaves_nothing_behind(
     scalesearch: Command, tmp_path: Path, line: str, words: str
 ) -> None:
     code, out, err = scalesearch(*line.split(" "))
-    assert code == workspace.USAGE
+    assert code == workspace.USAGE, err
     assert out == ""
     assert err.startswith("scalesearch: ")
     assert err.count("\n") == 1
@@ -247,7 +247,7 @@ def test_a_sweep_prints_a_json_object_a_job_and_leaves_nothing_behind(scalesearc
 
 def test_the_worst_job_of_a_sweep_decides_the_code(scalesearch: Command) -> None:
     code, out, err = scalesearch("cost", "baseline=preresnet20", "--multirun", "depth=1,-1,2", "--json")
-    assert code == workspace.USAGE
+    assert code == workspace.USAGE, err
     assert len(out.splitlines()) == 2
     assert "scalesearch: depth is -1" in err
 

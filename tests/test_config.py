@@ -18,11 +18,10 @@ from scalesearch.budget import METRICS
 from scalesearch.checks import described
 from scalesearch.cli import commands
 from scalesearch.commands.reproduce import request_of
-from scalesearch.commands.run import settings_of
 from scalesearch.config import Selection, from_yaml, network_of, to_yaml
 from scalesearch.network import Network
 from scalesearch.search import STRATEGIES
-from scalesearch.study import decisive_settings
+from scalesearch.study import StudySettings, decisive_settings
 from scalesearch.workspace import conf_dir, find_study, study_directory
 
 COEFFICIENTS = ("coefficients.alpha=1.2", "coefficients.beta=1.1", "coefficients.gamma=1.15")
@@ -73,7 +72,7 @@ def question(command: str, configuration: DictConfig) -> Any:
     """What the command makes of its configuration before it does anything: the settings of a study, or its request."""
     arguments, groups = command_request(command, configuration)
     if command in ("run", "plan", "retry"):
-        return settings_of(groups)
+        return StudySettings.of(groups)
     if command == "reproduce":
         return request_of(arguments, groups)
     return arguments, groups

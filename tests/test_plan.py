@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from scalesearch.budget import Budget, Limits, Profiler
 from scalesearch.cli import main
-from scalesearch.config import plain
+from scalesearch.config import Groups, plain
 from scalesearch.cost import cost
 from scalesearch.network import Network
 from scalesearch.scaling import Coefficients, Proxy, Rounding, scale, shrink, uneven_channels
@@ -415,7 +415,7 @@ def test_every_baseline_has_a_plan_by_default(baselines: dict[str, Network], rou
             for group, choice in (("baseline", baseline.name), ("rounding", even)):
                 table = yaml.safe_load((CONF / group / f"{choice}.yaml").read_text())
                 OmegaConf.update(whole, group, table, merge=False)
-            asked = StudySettings.of({k: v for k, v in plain(whole).items() if k != "retry"})
+            asked = StudySettings.of(Groups(plain(whole)))
             network, rounding = asked.proxy_network
             assert network.name == baseline.name
             plan = candidates(network, asked.grid, asked.budget, rounding)

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from scalesearch import compose, search
-from scalesearch.config import plain
+from scalesearch.config import Groups, plain
 from scalesearch.data import load
 from scalesearch.evaluation import Evaluation, Evaluator
 from scalesearch.executor import EXECUTORS
@@ -39,7 +39,7 @@ def main() -> None:
     asked = parser.parse_args()
     images = ("data.num_train=12000", "data.num_val=10000")  # as these tables were recorded
     words = [f"baseline={asked.baseline}", *images, f"workspace={asked.workspace}"]
-    experiment = StudySettings.of(plain(compose.composed("run", *words)))
+    experiment = StudySettings.of(Groups(plain(compose.composed("run", *words))))
     network, rounding = experiment.proxy_network
     plan = search.candidates(network, experiment.grid, experiment.budget, rounding)
     data = load(experiment.data)

@@ -23,7 +23,7 @@ import torch
 from recorded import Recorded, replay
 
 from scalesearch import compose, search
-from scalesearch.config import plain
+from scalesearch.config import Groups, plain
 from scalesearch.evaluation import Evaluation, Outcome
 from scalesearch.search import Strategy, TrialResult
 from scalesearch.selection import select
@@ -61,7 +61,7 @@ PIECE = 50  # replays that a process takes at a time
 @functools.cache
 def composed(baseline: str, name: str, overrides: tuple[str, ...], seeds: int) -> StudySettings:
     given = [f"baseline={baseline}", f"search={name}", f"recipe.seeds={seeds}", *overrides]
-    return StudySettings.of(plain(compose.composed("run", *given)))
+    return StudySettings.of(Groups(plain(compose.composed("run", *given))))
 
 
 def regrets(

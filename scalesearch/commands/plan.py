@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scalesearch.commands.run import COEFFICIENT_COLUMNS, GROUPS, Arguments, settings_of
+from scalesearch.commands.run import COEFFICIENT_COLUMNS, GROUPS, Arguments
 from scalesearch.text import count, duration
 from scalesearch.workspace import DONE
 
@@ -22,8 +22,9 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     """The candidates with their cost and footprint, and the time that the search is expected to take."""
     from scalesearch.planning import estimated_seconds, num_evaluations, planned, refuse_infeasible, summary
     from scalesearch.session import Session
+    from scalesearch.study import StudySettings
 
-    settings = settings_of(groups)
+    settings = StudySettings.of(groups)
     plan, _ = planned(settings)
     out.say(summary(plan, settings))
     evaluations, seconds = 0, 0.0

@@ -53,21 +53,15 @@ class Arguments:
     retry: Annotated[bool, Field(description="run trainings again that have failed")] = False
 
 
-def settings_of(groups: Groups) -> StudySettings:
-    """The settings of the study that these groups and arguments make."""
-    from scalesearch.study import StudySettings
-
-    return StudySettings.of({key: value for key, value in groups.values.items() if key != "retry"})
-
-
 def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     """Section 3.3 of arXiv:1905.11946: search at phi = 1, choose, scale."""
     from scalesearch.evaluation import counts, mixed_precision
     from scalesearch.run import search_and_scale
     from scalesearch.session import Session
+    from scalesearch.study import StudySettings
     from scalesearch.workspace import Infeasible
 
-    settings = settings_of(groups)
+    settings = StudySettings.of(groups)
     session = Session(settings.workspace, settings.executor, out, settings.directory, arguments.retry)
     try:
         trials, answer = search_and_scale(settings, session)

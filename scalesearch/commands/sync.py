@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from scalesearch.checks import checked
-from scalesearch.workspace import DONE, Directory, StudyName
+from scalesearch.commands import status
+from scalesearch.workspace import DONE
 
 if TYPE_CHECKING:
     from scalesearch.config import Groups
@@ -20,9 +20,7 @@ EXAMPLE = "scalesearch sync study=NAME rebuild=true"
 
 
 @checked()
-class Arguments:
-    study: Annotated[StudyName | None, Field(description="null: the only one")] = None
-    workspace: Directory = Path("workspace")
+class Arguments(status.Arguments):
     rebuild: Annotated[bool, Field(description="replay everything, into an MLflow that was lost, say")] = False
 
 

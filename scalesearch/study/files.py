@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scalesearch.budget import Footprint
-from scalesearch.config import from_yaml, network_of, to_yaml
+from scalesearch.config import Groups, from_yaml, network_of, to_yaml
 from scalesearch.cost import Cost
 from scalesearch.data import Data, load
 from scalesearch.evaluation import Evaluation, Outcome
@@ -72,7 +72,7 @@ class Study:
     def settings(self) -> StudySettings:
         """The settings, checked. A function that they name is not imported (`model.trust`)."""
         with self._undamaged():
-            settings = StudySettings.of(self.values, trusted=False)
+            settings = StudySettings.of(Groups(self.values, trusted=False))
         return replace(settings, study=self.name, workspace=self.workspace)
 
     @cached_property
@@ -113,9 +113,7 @@ class Study:
     @cached_property
     def result(self) -> Json:
         """result.json: the answer, as `run --json` prints it."""
-        path = self.directory / "result.json"
-        if not path.exists():
-            raise ValueError(f"study {self.name!r} has not come to a choice yet; see: scalesearch status")
+        path = self._of_answer("result.json")
         with self._undamaged():
             found: Json = {"selection": {"rule": "best", "metric": "macs"}} | json.loads(path.read_bytes())  # if older
             _ = found["chosen"]["id"], found["variants"]
@@ -124,12 +122,16 @@ class Study:
     @cached_property
     def coefficients(self) -> Coefficients:
         """Those of the chosen candidate."""
-        path = self.directory / "coefficients.yaml"
-        if not path.exists():
-            raise ValueError(f"study {self.name!r} has not come to a choice yet; see: scalesearch status")
+        path = self._of_answer("coefficients.yaml")
         with self._undamaged():
             found = from_yaml(path)
             return Coefficients(*(found[name] for name in ("alpha", "beta", "gamma")))
+
+    def _of_answer(self, name: str) -> Path:
+        path = self.directory / name
+        if not path.exists():
+            raise ValueError(f"study {self.name!r} has not come to a choice yet; see: scalesearch status")
+        return path
 
     @cached_property
     def rows(self) -> dict[str, dict[str, str]]:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,12 @@ class StudySettings:
     values: Mapping[str, Any]
 
     @staticmethod
-    def of(values: Mapping[str, Any], *, trusted: bool = True) -> StudySettings:
-        """The checked settings of plain values, as a user composed them (`trusted`) or as a study's file has them.
+    def of(groups: Groups) -> StudySettings:
+        """The settings that these groups make, with the other keys of their values.
 
         Raises: ValueError, one sentence: the key, what it is, what it must be.
         """
-        groups = Groups(values, trusted=trusted)
+        values = {key: given for key, given in groups.values.items() if key != "retry"}  # of a command, not of a study
         names = ("baseline", "proxy", "rounding", "budget", "limits", "grid", "search", "selection", "recipe", "seeds")
         read = {name: getattr(groups, name) for name in (*names, "data", "executor", "tracking", "description")}
         _ = groups.proxy_network  # refused here where it cannot be built
@@ -72,7 +73,7 @@ class StudySettings:
     def directory(self) -> Path:
         return study_directory(self.workspace, self.study)
 
-    @property
+    @cached_property
     def proxy_network(self) -> tuple[AnyNetwork, Rounding]:
         """As `Groups.proxy_network`."""
         return fitted(self.baseline, self.proxy, self.rounding, self.description)
