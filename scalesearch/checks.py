@@ -134,8 +134,8 @@ def words(kind: Any) -> str:
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        said = next((meta.be for meta in inner[1:] if isinstance(meta, Must)), None)
-        return said or words(inner[0]) + _range([m for meta in inner[1:] for m in getattr(meta, "metadata", [])])
+        text = next((meta.be for meta in inner[1:] if isinstance(meta, Must)), None)
+        return text or words(inner[0]) + _range([m for meta in inner[1:] for m in getattr(meta, "metadata", [])])
     if origin in (Union, types.UnionType):
         others = [words(one) for one in inner if one is not type(None)]
         return " or ".join((["null"] if type(None) in inner else []) + others)

@@ -70,8 +70,8 @@ def _load(point: EntryPoint) -> Any:
     try:
         return point.load()
     except Exception as error:  # whatever somebody else's module raises when it is imported
-        said = " ".join(str(error).split())
+        text = " ".join(str(error).split())
         raise ValueError(
             f"{point.name!r} of {point.group} is {point.value}, which cannot be imported: {type(error).__name__}: "
-            f"{said}; mend or uninstall the package that offers it"
+            f"{text}; mend or uninstall the package that offers it"
         ) from error

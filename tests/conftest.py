@@ -178,7 +178,7 @@ class InThisProcess:
     Settings = LocalExecutor.Settings
 
     def __init__(self, workers: int | None = None, *, threads: int = 1, devices: Sequence[str] = ()) -> None:
-        self.asked: list[tuple[str, str]] = []
+        self.requested: list[tuple[str, str]] = []
 
     def __enter__(self) -> InThisProcess:
         return self
@@ -187,7 +187,7 @@ class InThisProcess:
         pass
 
     def submit(self, function: Any, specification: dict[str, Any]) -> Future[dict[str, Any]]:
-        self.asked.append((function.__name__, specification.get("name", "")))
+        self.requested.append((function.__name__, specification.get("name", "")))
         future: Future[dict[str, Any]] = Future()
         try:
             future.set_result(function(specification))
@@ -210,7 +210,7 @@ class Ended(NamedTuple):
 
     code: int
     answer: dict[str, Any]
-    said: str
+    output: str
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     monkeypatch.setattr(sys, "argv", sys.argv)  # Hydra reads it, so main writes it
 
-    def carry_out(*words: str) -> Ended:
+    def run_command(*words: str) -> Ended:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main(words[0].split() if len(words) == 1 else list(words))
@@ -228,7 +228,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         assert "Traceback" not in err, err
         return Ended(int(ended.value.code or 0), json.loads(out) if out.startswith("{") else {}, out + err)
 
-    return carry_out
+    return run_command
 
 
 def children() -> set[int]:

@@ -162,7 +162,7 @@ def searched(
         if name not in _SEARCHED:
             first = Place(tmp_path_factory.mktemp("searched"), call)
             ended = first.gives("run", *SEARCH, *more)
-            assert ended.code == 0, ended.said
+            assert ended.code == 0, ended.output
             _SEARCHED[name] = first.path
         shutil.copytree(_SEARCHED[name] / "workspace", tmp_path / "workspace")
         Planted.trained.clear()

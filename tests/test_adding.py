@@ -43,14 +43,14 @@ ADDED: dict[str, dict[str, str]] = {
             |from __future__ import annotations
             |from typing import Annotated, ClassVar
             |from scalesearch.checks import between, checked
-            |from scalesearch.search.strategies._base import Ask
+            |from scalesearch.search.strategies._base import Request
             |@checked("search", kw_only=True)
             |class Strategy:
             |    """One candidate."""
             |    first: Annotated[int, between(0, 9)] = 0
             |    lookahead: ClassVar[None] = None
             |    def steps(self, problem, seen):
-            |        yield Ask(self.first, 0)
+            |        yield Request(self.first, 0)
             |    def expected(self, problem):
             |        return [(1, 1.0)]
             |    def possible(self, problem):

@@ -207,12 +207,12 @@ def test_cost_says_what_the_network_needs(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         main(["cost", "baseline=preresnet20", "batch_size=3", "--json"])
-    out, said = capsys.readouterr()
+    out, message = capsys.readouterr()
     answer = json.loads(out)
     network = load(CONF / "baseline" / "preresnet20.yaml")
     assert answer["memory"] == memory(network, threads=1).inference
     assert answer["training_memory"] == memory(network, batch_size=3, threads=1).training
     assert answer["latency_ms"] > 0
     for name in Footprint._fields:
-        assert words(name, answer[name]) in said
+        assert words(name, answer[name]) in message
     assert list(tmp_path.iterdir()) == []

@@ -41,8 +41,8 @@ def scalesearch(
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main(list(arguments))
-        said = capfd.readouterr()
-        return Answer(ended.value.code, said.out, said.err)
+        message = capfd.readouterr()
+        return Answer(ended.value.code, message.out, message.err)
 
     return call
 

@@ -317,11 +317,11 @@ def test_nonsense_in_a_table_is_refused_by_row_and_field(tmp_path: Path) -> None
     for table in (CONVOLUTIONS, TRANSFORMER):
         path.write_text(table)
         assert cost(load(path)).macs > 0
-    for table, old, new, said in NONSENSE:
-        with case(said):
+    for table, old, new, message in NONSENSE:
+        with case(message):
             assert table.count(old) == 1
             path.write_text(table.replace(old, new))
-            with pytest.raises(ValueError, match=re.escape(said)) as refusal:
+            with pytest.raises(ValueError, match=re.escape(message)) as refusal:
                 cost(load(path))
             assert str(refusal.value).startswith("baseline 'mine': ")
             assert "\n" not in str(refusal.value)
@@ -335,6 +335,6 @@ def test_every_block_refuses_each_field_that_it_does_not_read() -> None:
         (stage,) = network.stages
         for name in set(others) - set(BLOCKS[stage.block].fields):
             wrong = replace(network, stages=(replace(stage, **{name: others[name]}),))
-            said = rf"stages\[0\]\.{name} is {others[name]}; a {stage.block} has none"
-            with case(case_name, name), pytest.raises(ValueError, match=said):
+            message = rf"stages\[0\]\.{name} is {others[name]}; a {stage.block} has none"
+            with case(case_name, name), pytest.raises(ValueError, match=message):
                 cost(wrong)

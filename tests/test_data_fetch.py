@@ -72,11 +72,11 @@ def test_a_dead_mirror_and_one_that_serves_wrong_bytes_are_passed_over(serve, pu
     mirrors = ["http://127.0.0.1:1", serve(wrong), serve(halfway), serve(directory)]
     fetch(sha256, tmp_path / "cache", mirrors, log=lines.append)
     assert listing(tmp_path / "cache") == sha256
-    told = "\n".join(lines)
-    assert "refused" in told
-    assert "a.gz has the wrong SHA-256" in told
-    assert "404" in told
-    assert f"{mirrors[3]}/a.gz" not in told  # what the third gave is kept
+    printed = "\n".join(lines)
+    assert "refused" in printed
+    assert "a.gz has the wrong SHA-256" in printed
+    assert "404" in printed
+    assert f"{mirrors[3]}/a.gz" not in printed  # what the third gave is kept
 
 
 def test_a_good_cache_needs_no_mirror_and_a_damaged_file_is_replaced(serve, published, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

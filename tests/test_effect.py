@@ -47,7 +47,7 @@ def test_what_the_cost_explains_is_taken_off_the_means() -> None:
     assert exact.cost_effect.slope == pytest.approx(0.02, rel=0.01)
     assert exact.cost_effect.share == pytest.approx(1, abs=1e-3)
     assert exact.cost_effect.shown
-    assert exact.cost_effect.dearest
+    assert exact.cost_effect.most_expensive
     assert exact.chosen == "c05"
     assert exact.candidates["val_accuracy_corrected"].tolist() == pytest.approx([0.80] * 5, abs=1e-4)
 

@@ -312,18 +312,18 @@ def test_a_strategy_that_waits_sees_the_outcomes_before_it_goes_on(evaluator: Ev
 
 def test_a_strategy_that_waits_is_not_asked_again_and_again(ledger: Ledger, executor: LocalExecutor) -> None:
     long = evaluation(0, dataclasses.replace(RECIPE, epochs=20))
-    asked, done = 0, False
+    requested, done = 0, False
 
     def strategy() -> Iterator[Evaluation | None]:
-        nonlocal asked
+        nonlocal requested
         yield long
         while not done:
-            asked += 1
+            requested += 1
             yield None
 
     for outcome in Evaluator(ledger, executor, DIGITS).run(strategy()):
         done = outcome.result is not None
-    assert asked <= 3
+    assert requested <= 3
 
 
 def test_what_another_driver_gives_up_is_trained(evaluator: Evaluator, ledger: Ledger) -> None:

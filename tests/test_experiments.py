@@ -133,13 +133,13 @@ def test_every_recorded_figure_is_drawn_again_from_its_table(path: Path, tmp_pat
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.name)
 def test_every_recorded_finding_is_that_of_its_table(path: Path) -> None:
-    said = json.loads((path / "finding.json").read_text())
-    assert recorded_experiment(path).finding(read_summary(path)) == said["finding"]
-    assert said["finding"] in (path / "README.md").read_text()
-    if said["trainings"]:
+    message = json.loads((path / "finding.json").read_text())
+    assert recorded_experiment(path).finding(read_summary(path)) == message["finding"]
+    assert message["finding"] in (path / "README.md").read_text()
+    if message["trainings"]:
         results = pd.read_csv(path / "results.csv")
-        assert results["key"].nunique() == said["trainings"]
-        assert results["seed"].nunique() == said["seeds"]
+        assert results["key"].nunique() == message["trainings"]
+        assert results["seed"].nunique() == message["seeds"]
         means = results.groupby(["curve", "at"])["val_accuracy"].mean()
         said_means = read_summary(path).sort_values(["curve", "at"])["val_accuracy_mean"]
         assert means.tolist() == pytest.approx(said_means.tolist())

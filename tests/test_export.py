@@ -164,11 +164,13 @@ class Stubborn(nn.Module):
         return x.mean((2, 3)) if x.sum() > 0 else -x.mean((2, 3))
 
 
-@pytest.mark.parametrize(("module", "said"), [(Moody(), "gives other logits"), (Stubborn(), "cannot express mine")])
+@pytest.mark.parametrize(("module", "message"), [(Moody(), "gives other logits"), (Stubborn(), "cannot express mine")])
 @pytest.mark.parametrize("kind", ["onnx", "torch"])
-def test_a_file_that_is_not_the_network_is_not_written(module: nn.Module, said: str, kind: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_the_network_is_not_written(
+    module: nn.Module, message: str, kind: str, tmp_path: Path
+) -> None:
     network = Factory(name="mine", function="nowhere:make", resolution=8, num_classes=10)
-    with pytest.raises(RuntimeError, match=said):
+    with pytest.raises(RuntimeError, match=message):
         write(network, module, tmp_path / "new", formats=[kind])
     assert not (tmp_path / "new").exists()
 
@@ -188,11 +190,11 @@ def test_weights_that_two_layers_share_are_written_and_read(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("formats", "said"),
+    ("formats", "message"),
     [(["onx"], "did you mean 'onnx'"), (["yaml", "jpeg"], "formats has 'jpeg' .known: yaml, onnx, torch.")],
 )
-def test_a_format_that_nobody_knows_is_refused(formats: list[str], said: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_format_that_nobody_knows_is_refused(formats: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
         write(of("transformer"), build(of("transformer")), tmp_path / "new", formats=formats)
     assert not (tmp_path / "new").exists()
 
@@ -272,14 +274,14 @@ def overwritten(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("make", "said"), BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize(("make", "message"), BROKEN.values(), ids=BROKEN)
 def test_what_cannot_be_loaded_is_refused_by_name(
-    make: Callable[[Path], Path], said: str, exported: Path, tmp_path: Path
+    make: Callable[[Path], Path], message: str, exported: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
     copied(tmp_path, "a")
     (tmp_path / "a.safetensors").write_bytes((exported / "residual_phi1.5.safetensors").read_bytes())
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         scalesearch.load(make(tmp_path))
 
 

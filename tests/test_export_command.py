@@ -111,8 +111,8 @@ def test_given_weights_are_exported(how: str, formats: str, baselines: dict[str,
     network = replace(baselines["resnet18"], resolution=32, num_classes=5)
     module, file = randomised(build(network)), tmp_path / "given.safetensors"
     save_weights(module, file)
-    asked = ("baseline=resnet18", "baseline.resolution=32", "baseline.num_classes=5", "phis=[0]", f"{how}={file}")
-    (row,) = exports(*asked, f"formats=[{formats}]", f"directory={tmp_path / how}")
+    requested = ("baseline=resnet18", "baseline.resolution=32", "baseline.num_classes=5", "phis=[0]", f"{how}={file}")
+    (row,) = exports(*requested, f"formats=[{formats}]", f"directory={tmp_path / how}")
     assert "given.safetensors" in row["weights"]
     assert "UNTRAINED" not in row["weights"]
     assert set(row["files"]) == set(row["bytes"]) == {"safetensors", *formats.split(",")}
@@ -127,7 +127,7 @@ def test_given_weights_are_exported(how: str, formats: str, baselines: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ("formats=[onx]", "did you mean 'onnx'"),
         ("formats=onnx", r"formats is 'onnx'; it must be a list"),
@@ -145,13 +145,15 @@ def test_given_weights_are_exported(how: str, formats: str, baselines: dict[str,
         ("directory={other}", "is a file; it must be the path of a directory"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_before_anything_is_written(given: str, said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(
+    given: str, message: str, tmp_path: Path
+) -> None:
     other = tmp_path / "other.safetensors"
     save_weights(nn.Linear(2, 2), other)
     words = given.format(other=other).split()
     code, out, err = command("export", *SMALL, f"workspace={tmp_path / 'new'}", *words)
     assert (code, out.count("Exported")) == (2, 0)
-    assert re.search(said, err), err
+    assert re.search(message, err), err
     assert "Traceback" not in err
     assert [path.name for path in tmp_path.iterdir()] == ["other.safetensors"]
 
@@ -232,7 +234,7 @@ def test_a_candidate_is_exported_as_it_was_trained(
 
 
 def test_a_candidate_that_is_not_there_is_refused(searched: Path, tmp_path: Path) -> None:
-    for given, said in (
+    for given, message in (
         (("study=table", "candidate=c7"), "candidate is 'c7'; study 'table' has chosen, baseline, c01"),
         (("study=tabel", "candidate=c01"), "did you mean 'table'"),
         (("study=table", "candidate=c01", "weights=x.safetensors"), "candidate and weights each say"),
@@ -241,7 +243,7 @@ def test_a_candidate_that_is_not_there_is_refused(searched: Path, tmp_path: Path
     ):
         code, _, err = command("export", *given, f"directory={tmp_path / 'new'}")
         assert code == 2
-        assert said in err
+        assert message in err
         assert not (tmp_path / "new").exists()
 
 

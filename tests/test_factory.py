@@ -82,11 +82,11 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
     assert exit_.value.code == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert "Traceback" not in said.err
-    assert said.err.count("\n") == 1
-    return said.err
+    message = capsys.readouterr()
+    assert message.out == ""
+    assert "Traceback" not in message.err
+    assert message.err.count("\n") == 1
+    return message.err
 
 
 def answered(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
@@ -178,7 +178,7 @@ def test_a_study_of_a_factory_does_not_run_it(module: str, tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize(
-    ("function", "said"),
+    ("function", "message"),
     [
         ("nowhere_at_all:make", "nowhere_at_all cannot be imported"),
         ("{module}:mak", "has no function 'mak'"),
@@ -192,16 +192,16 @@ def test_a_study_of_a_factory_does_not_run_it(module: str, tmp_path: Path, capsy
     ],
 )
 def test_a_function_that_makes_no_network_is_refused(
-    module: str, function: str, said: str, capsys: pytest.CaptureFixture[str]
+    module: str, function: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written = function.format(module=module)
-    assert said in refused(["cost", f"baseline.factory='{written}'", "baseline.resolution=32"], capsys)
+    assert message in refused(["cost", f"baseline.factory='{written}'", "baseline.resolution=32"], capsys)
 
 
 def test_a_missing_function_and_unknown_fields_are_refused(module: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "baseline.factory is missing" in refused(["cost", "baseline=factory"], capsys)
-    said = refused(["cost", f"baseline.factory={module}:make", "baseline.resolutoin=32"], capsys)
-    assert "baseline.resolution" in said
+    message = refused(["cost", f"baseline.factory={module}:make", "baseline.resolutoin=32"], capsys)
+    assert "baseline.resolution" in message
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -269,6 +269,6 @@ def test_init_refuses_what_is_no_module_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    said = refused(["init", f"name='{name}'"], capsys)
-    assert "name" in said
+    message = refused(["init", f"name='{name}'"], capsys)
+    assert "name" in message
     assert list(tmp_path.iterdir()) == []

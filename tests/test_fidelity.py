@@ -142,9 +142,9 @@ def test_a_planted_bias_is_found(place: Place) -> None:
     assert "the study trains for 2 epochs, and its last epoch still took 50 % off the training loss" in entry["warning"]
     assert "has 9 blocks, and of the 4 other candidates 2 are deeper and 0 shallower" in entry["warning"]
     assert "Trained longer the deeper ones gain ranks here" in entry["warning"]
-    assert f"WARNING: {entry['warning']}" in ended.said
+    assert f"WARNING: {entry['warning']}" in ended.output
     assert "5 candidates leave them wide" in entry["covers"]
-    assert entry["covers"] in ended.said
+    assert entry["covers"] in ended.output
 
 
 def test_a_proxy_that_is_right_is_believed(searched: Callable[..., Place]) -> None:
@@ -213,13 +213,13 @@ def test_the_warning_is_of_a_short_schedule_and_a_shallow_choice(place: Place) -
         found = study_of(place, epochs=epochs, losses=losses, choice=choice, tied=tied)
         depths = {candidate.id: candidate.network.depth for candidate in found.candidates}
         assert depths == {"c01": 9, "c02": 9, "c03": 9, "c04": 13, "c05": 17}
-        said = caution(found, judged(rising, rising[::-1], depth=[4, 3, 2, 1]), "epochs")
+        message = caution(found, judged(rising, rising[::-1], depth=[4, 3, 2, 1]), "epochs")
         if words is None:
-            assert said is None, case
+            assert message is None, case
         else:
-            assert words in str(said), case
-            assert "(arXiv:2103.07579, section 6)" in str(said)
-            assert "Trained longer the deeper ones gain ranks here (tau 1.00 (" in str(said)
+            assert words in str(message), case
+            assert "(arXiv:2103.07579, section 6)" in str(message)
+            assert "Trained longer the deeper ones gain ranks here (tau 1.00 (" in str(message)
 
 
 def test_the_warning_says_whether_the_deeper_ones_gain(place: Place) -> None:
@@ -342,13 +342,13 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(place: Place) -> None:
     for one in answer["candidates"]:
         assert one["reference"]["epochs"] == 4 * one["proxy"]["epochs"]
         assert one["reference"]["macs"] == one["proxy"]["macs"]
-    assert "10 trainings (5 candidates, 2 seeds each), of which the ledger has 0" in ended.said
-    assert "expected time on this machine" in ended.said
+    assert "10 trainings (5 candidates, 2 seeds each), of which the ledger has 0" in ended.output
+    assert "expected time on this machine" in ended.output
 
     place.fidelity()
     after = place.fidelity("dry_run=true")
     assert (after.answer["in_ledger"], after.answer["estimated_seconds"]) == (10, 0)
-    assert "expected time" not in after.said
+    assert "expected time" not in after.output
 
 
 def some_fail(specification: Mapping[str, Any]) -> Result:
@@ -370,11 +370,11 @@ def test_failures_are_said_and_left_out_until_they_are_retried(place: Place, mon
     assert of_table(entry)["reference_seeds"].tolist() == [2, 2, 2, 1]
     rows = pd.read_csv(place.study / "fidelity-epochs-4.csv")
     assert rows[rows["state"] == "failed"]["reason"].tolist() == ["diverged: so it was planted"] * 3
-    assert ended.said.count("failed: diverged: so it was planted") == 3
+    assert ended.output.count("failed: diverged: so it was planted") == 3
     monkeypatch.setattr(Planted, "plant", staticmethod(known_bias))
     assert place.fidelity().answer["evaluations"] == {"trained": 0, "reused": 7, "failed": 3}
     retried = place.fidelity("retry=true")
-    assert "3 failed trainings are run again" in retried.said
+    assert "3 failed trainings are run again" in retried.output
     assert (retried.code, retried.answer["evaluations"]) == (0, {"trained": 3, "reused": 7, "failed": 0})
 
 
@@ -388,7 +388,7 @@ def test_where_all_fail_there_is_no_answer(place: Place, monkeypatch: pytest.Mon
     monkeypatch.setattr(Planted, "plant", staticmethod(all_fail))
     ended = place.fidelity()
     assert (ended.code, ended.answer["fidelity"]) == (workspace.ALL_FAILED, None)
-    assert "retry=true" in ended.said
+    assert "retry=true" in ended.output
     assert not (place.study / "fidelity.json").exists()
 
 
@@ -407,7 +407,7 @@ def test_a_choice_without_a_reference_is_neither_first_nor_beaten(
     entry = ended.answer["fidelity"]
     assert entry["choice"] not in entry["candidates"]
     assert (entry["choice_is_first"], entry["lost"]["value"], entry["lost"]["high"]) == (None, None, None)
-    assert "what the choice loses: not known (no reference training" in ended.said
+    assert "what the choice loses: not known (no reference training" in ended.output
     assert entry["kendall"]["value"] is not None
 
 
@@ -443,4 +443,4 @@ def test_weights_that_the_study_starts_from_are_those_of_the_references(
     kept.unlink()
     refused = place.fidelity("against=phi")
     assert refused.code == workspace.USAGE
-    assert f"the weights that study 'digits' starts from are missing ({kept.relative_to(place.path)})" in refused.said
+    assert f"the weights that study 'digits' starts from are missing ({kept.relative_to(place.path)})" in refused.output

@@ -66,11 +66,11 @@ NONSENSE = [
 
 def test_nonsense_is_refused_before_anything_is_trained_or_written(place: Place) -> None:
     before = place.files()
-    for words, said in NONSENSE:
+    for words, message in NONSENSE:
         ended = place.gives(*words.split())
         assert (ended.code, ended.answer) == (workspace.USAGE, {}), words
-        assert said in ended.said, words
-        assert ended.said.count("\n") == 1, words
+        assert message in ended.output, words
+        assert ended.output.count("\n") == 1, words
         assert (place.files(), Planted.trained) == (before, []), words
 
 
@@ -109,13 +109,13 @@ DAMAGES: list[tuple[str, Callable[[Path], Any], str]] = [
 
 def test_a_study_that_was_damaged_is_named(place: Place) -> None:
     whole = place.files()
-    for name, spoil, said in DAMAGES:
+    for name, spoil, message in DAMAGES:
         spoil(place.study / name)
         before = place.files()
         ended = place.fidelity()
-        assert (ended.code, ended.answer) == (workspace.USAGE, {}), (name, said)
-        assert said in ended.said, (name, said)
-        assert (place.files(), Planted.trained) == (before, []), (name, said)
+        assert (ended.code, ended.answer) == (workspace.USAGE, {}), (name, message)
+        assert message in ended.output, (name, message)
+        assert (place.files(), Planted.trained) == (before, []), (name, message)
         (place.study / name).unlink(missing_ok=True)
         for path in whole.keys() & {str(place.study / name)}:
             Path(path).write_bytes(whole[path])
@@ -128,7 +128,7 @@ def test_a_ledger_that_lacks_a_proxy_says_how_to_get_it(place: Place) -> None:
     assert ended.code == workspace.USAGE
     assert (
         "baseline seed 0 of study 'digits' is not in the ledger of workspace; the study's `scalesearch run`"
-        in ended.said
+        in ended.output
     )
 
 
@@ -147,7 +147,7 @@ def test_other_images_are_refused_before_anything_is_trained(place: Place, tmp_p
     trials.assign(key=trials["key"].map(renamed)).to_csv(place.study / "trials.csv", index=False)
     ended = place.fidelity()
     assert (ended.code, Planted.trained) == (workspace.USAGE, [])
-    assert "the images of data=digits are no longer those that study 'digits' was trained on" in ended.said
+    assert "the images of data=digits are no longer those that study 'digits' was trained on" in ended.output
 
 
 def test_a_study_that_another_driver_runs_is_left_alone(place: Place) -> None:
@@ -166,7 +166,7 @@ def test_an_interrupted_command_goes_on(place: Place, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Planted, "plant", staticmethod(interrupted))
     ended = place.fidelity()
     assert (ended.code, ended.answer) == (workspace.INTERRUPTED, {})
-    assert "the same command goes on" in ended.said
+    assert "the same command goes on" in ended.output
     assert not (place.study / "fidelity.json").exists()
     monkeypatch.setattr(Planted, "plant", staticmethod(known_bias))
     after = place.fidelity()
@@ -212,19 +212,19 @@ def test_networks_of_a_function_are_made_again_where_the_user_names_it(
     Planted.trained.clear()
 
     ended = place.fidelity(named, "against=phi", "candidates=3")
-    assert ended.code == 0, ended.said
+    assert ended.code == 0, ended.output
     assert len(ended.answer["fidelity"]["candidates"]) == 3
     assert {one["network"]["factory"] for one in Planted.trained} == {f"{module}:make"}
     depths = {round(row["alpha"] ** 2, 9) for row in ended.answer["fidelity"]["table"]}
     assert {one["network"]["depth"] for one in Planted.trained} == depths
     assert named in ended.answer["fidelity"]["command"]
-    assert f"is {module}:make: leave it out, or name that" in place.fidelity(f"baseline.factory={module}:other").said
+    assert f"is {module}:make: leave it out, or name that" in place.fidelity(f"baseline.factory={module}:other").output
 
     settings = place.study / "settings.yaml"
     settings.write_text(settings.read_text().replace("name: planted", "name: local"))
-    asked = ["reproduce", "fidelity", "dry_run=true"]
+    requested = ["reproduce", "fidelity", "dry_run=true"]
     done = subprocess.run(
-        [sys.executable, "-c", NEW_PROCESS, json.dumps([asked, [*asked, named]])],
+        [sys.executable, "-c", NEW_PROCESS, json.dumps([requested, [*requested, named]])],
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     unnamed, again = done.stderr.split("ended with ")[1:]
@@ -251,9 +251,9 @@ def test_help_lists_every_experiment_with_its_cost(call: Any, capsys: pytest.Cap
     with pytest.raises(SystemExit) as ended:
         cli.main(["reproduce", "--help"])
     assert ended.value.code == 0
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     for name in (*EXPERIMENTS, "fidelity"):
-        assert f"\n{name}  " in said, "its question, cost and time"
+        assert f"\n{name}  " in message, "its question, cost and time"
 
 
 COMPLETED = [
@@ -290,7 +290,7 @@ def test_references_are_really_trained(place: Place, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Planted, "submit", trained_here)
     words = ("candidates=3", "factor=1.5", "seeds=1")
     ended = place.fidelity(*words)
-    assert (ended.code, ended.answer["evaluations"]) == (0, {"trained": 3, "reused": 0, "failed": 0}), ended.said
+    assert (ended.code, ended.answer["evaluations"]) == (0, {"trained": 3, "reused": 0, "failed": 0}), ended.output
     rows = pd.read_csv(place.study / "fidelity-epochs-1.5.csv")
     agrees_by_hand(ended.answer["fidelity"], rows)
     for key in rows[rows["side"] == "reference"]["key"]:
@@ -315,7 +315,7 @@ def agrees_by_hand(entry: Mapping[str, Any], rows: pd.DataFrame) -> pd.DataFrame
 def test_a_real_one_is_interrupted_goes_on_and_trains_nothing_twice(call: Call, tmp_path: Path) -> None:
     smaller = ("recipe.seeds=1", "recipe.batch_size=32", "data.num_train=256")
     ended = call(tmp_path, ["run", *SEARCH, *smaller, "executor.workers=1", "--json"])
-    assert ended.code == 0, ended.said
+    assert ended.code == 0, ended.output
     words = ["reproduce", "fidelity", "candidates=3", "factor=3", "seeds=1", "executor.workers=1", "--json"]
 
     def recorded() -> dict[Path, int]:
@@ -340,7 +340,7 @@ def test_a_real_one_is_interrupted_goes_on_and_trains_nothing_twice(call: Call, 
 
     kept = recorded()
     gone_on = call(tmp_path, words)
-    assert gone_on.code == 0, gone_on.said
+    assert gone_on.code == 0, gone_on.output
     answer = gone_on.answer
     counts = answer["evaluations"]
     assert counts["reused"] == len(kept) - len(before) >= 1

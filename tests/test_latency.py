@@ -125,8 +125,8 @@ def test_a_number_out_of_range_is_refused_by_name(small: Network) -> None:
         ({"budget_seconds": 0}, "budget_seconds is 0; it must be a number from 1e-09 to 3600"),
         ({"budget_seconds": float("nan")}, "budget_seconds is nan"),
     ]
-    for given, said in cases:
-        with case(given, said), pytest.raises(ValueError, match=said):
+    for given, message in cases:
+        with case(given, message), pytest.raises(ValueError, match=message):
             latency(small, device="cpu", **given)  # type: ignore[arg-type]
 
 

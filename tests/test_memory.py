@@ -133,7 +133,7 @@ def test_both_sets_of_instructions_need_what_is_said_on_small_maps(most: str) ->
     """In a process of its own, since oneDNN reads once which instructions it may use."""
     here = Path(__file__).parent
     words = [sys.executable, "-c", SMALL_MAPS, str(here), str(here.parent / "conf" / "baseline" / "resnet18.yaml")]
-    said = subprocess.run(
+    message = subprocess.run(
         words,
         check=True,
         stdout=subprocess.PIPE,
@@ -141,7 +141,7 @@ def test_both_sets_of_instructions_need_what_is_said_on_small_maps(most: str) ->
         text=True,
         env={**os.environ, "ONEDNN_MAX_CPU_ISA": most},
     )
-    found, *off = said.stdout.splitlines()
+    found, *off = message.stdout.splitlines()
     assert off == [], found
     assert most != "AVX2" or found == "neither"
 

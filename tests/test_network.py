@@ -279,8 +279,8 @@ def test_a_wrong_value_is_refused_by_row_and_field() -> None:
         ("", "stage", [], r"stage is not a known key; did you mean 'stages'\?"),
         ("", "proxy", {}, r"proxy is not a known key"),
     ]
-    for row, field, value, said in cases:
-        with case(row, field, value, said), pytest.raises(ValueError, match=f"^baseline 'net': {said}"):
+    for row, field, value, message in cases:
+        with case(row, field, value, message), pytest.raises(ValueError, match=f"^baseline 'net': {message}"):
             from_table(table(row, **{field: value}), name="net")
 
 

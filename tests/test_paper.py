@@ -97,13 +97,13 @@ def test_figure8_says_which_way_it_fell(gain: float, verdict: str, tmp_path: Pat
     compound = summary[summary["curve"] == COMPOUND]
     assert set(compound["best_single"]) == {"width"}
     assert compound["less_single_value"].tolist() == pytest.approx([gain, gain], abs=1e-3)
-    said = experiment.finding(summary)
+    message = experiment.finding(summary)
     assert {
         "better": "compound scaling beats the best single dimension at 2 and 4 times the cost:",
         "worse": "beats the best single dimension at no cost and loses to it at 2 and 4 times:",
         "tied": "compound scaling beats the best single dimension at no cost: at 2",
-    }[verdict] in said
-    assert f"{100 * float(compound['less_single_value'].iloc[0]):+.2f} points" in said
+    }[verdict] in message
+    assert f"{100 * float(compound['less_single_value'].iloc[0]):+.2f} points" in message
 
 
 def test_an_interval_of_a_mean_holds_it_as_often_as_it_says() -> None:
@@ -165,10 +165,10 @@ def test_phi_check_notices_a_winner_that_loses_later() -> None:
         for point in points
     }
     summary = experiment.summary(*planted(points, accuracy))
-    said = experiment.finding(summary)
-    assert said.startswith("the best split at phi = 1 is width +1; at phi = 2 rank 4 of 4, 9.0")
-    assert "behind resolution +1" in said
-    assert "Kendall's tau -1.00" in said
+    message = experiment.finding(summary)
+    assert message.startswith("the best split at phi = 1 is width +1; at phi = 2 rank 4 of 4, 9.0")
+    assert "behind resolution +1" in message
+    assert "Kendall's tau -1.00" in message
     assert summary.loc[(summary["curve"] == "width +1") & (summary["phi"] == 2), "behind_low"].item() > 0
 
 
@@ -181,9 +181,9 @@ def test_table3_stands_beside_the_paper_s() -> None:
     assert rows.loc[("mobilenetv1", "compound"), "paper_top1"] == 75.6
     assert rows.loc[("mobilenetv2", "depth"), "paper_top1"] == 76.8
     assert math.isnan(rows.loc[("mobilenetv1", "depth"), "paper_top1"]), "the paper has no such row"
-    said = experiment.finding(summary)
-    assert "on mobilenetv1 +5.00 points" in said
-    assert "better (the paper's: +1.4)" in said
+    message = experiment.finding(summary)
+    assert "on mobilenetv1 +5.00 points" in message
+    assert "better (the paper's: +1.4)" in message
 
 
 # --- maps, times and weights ----------------------------------------------------------------------------------------
@@ -251,9 +251,9 @@ def test_table7_says_which_way_it_fell() -> None:
     assert summary.set_index("curve")["paper_top1"].to_dict() == {
         **{"baseline": 77.3, "depth": 79.0, "width": 78.9, "resolution": 79.1, "compound": 81.1}
     }
-    said = experiment.finding(summary)
-    assert said.startswith("compound looks at the object less than resolution, -10.00 points")
-    assert "and +0.00 points (-4.97 to +4.97) where all maps" in said
+    message = experiment.finding(summary)
+    assert message.startswith("compound looks at the object less than resolution, -10.00 points")
+    assert "and +0.00 points (-4.97 to +4.97) where all maps" in message
 
 
 def test_b_series_counts_what_is_published_and_what_was_counted_before() -> None:
@@ -294,8 +294,8 @@ def test_latency_compares_with_what_is_as_accurate_and_as_dear() -> None:
     assert rows.loc[("width", 2.0), "over_as_accurate"] == pytest.approx(1.5 / 6)
     assert math.isnan(rows.loc[("width", 4.0), "over_as_accurate"]), "no compound network is as accurate"
     assert rows.loc[("depth", 2.0), "over_as_accurate"] == pytest.approx(6 / 1), "the baseline itself is"
-    said = experiment.finding(rows.reset_index())
-    assert "1 of 6 single networks are more accurate" in said
+    message = experiment.finding(rows.reset_index())
+    assert "1 of 6 single networks are more accurate" in message
     printed = published("latency_table4")["speedup_printed"].dropna()
     assert all(
         f"{value:g} times" in from_yaml(ROOT / "conf/experiment/latency.yaml")["experiment"]["paper"]
@@ -313,8 +313,8 @@ def test_the_published_proxy_study_has_a_perfect_rank_correlation() -> None:
     ]
     accuracy = {("small", at): 0.5 + 0.02 * at for at in range(4)} | {("large", at): 0.7 - 0.02 * at for at in range(4)}
     summary = experiment.summary(*planted(points, accuracy))
-    said = experiment.finding(summary)
-    assert "SE against plain: +2.00 points" in said
-    assert "better on the small network; -2.00 points" in said
-    assert "Spearman's rho of the variants -1.00" in said
-    assert "in the published study 1.00" in said
+    message = experiment.finding(summary)
+    assert "SE against plain: +2.00 points" in message
+    assert "better on the small network; -2.00 points" in message
+    assert "Spearman's rho of the variants -1.00" in message
+    assert "in the published study 1.00" in message

@@ -62,9 +62,9 @@ def experiment(*overrides: str) -> StudySettings:
 
 
 def planned(*overrides: str) -> Plan:
-    asked = experiment(*overrides)
-    network, rounding = asked.proxy_network
-    return candidates(network, asked.grid, asked.budget, rounding)
+    requested = experiment(*overrides)
+    network, rounding = requested.proxy_network
+    return candidates(network, requested.grid, requested.budget, rounding)
 
 
 @pytest.fixture(scope="module")
@@ -264,11 +264,11 @@ def test_a_grid_without_an_admitted_point_has_no_candidates(
 
 
 def test_a_sampler_searches_points_whose_gamma_meets_the_budget() -> None:
-    asked = experiment("search=tpe", "baseline=preresnet20")
-    assert asked.search.solves_gamma
-    network, rounding = asked.proxy_network
-    solved = candidates(network, asked.grid, asked.budget, rounding, solve_gamma=True)
-    assert solved.points == len(asked.grid.alpha.values()) * len(asked.grid.beta.values())
+    requested = experiment("search=tpe", "baseline=preresnet20")
+    assert requested.search.solves_gamma
+    network, rounding = requested.proxy_network
+    solved = candidates(network, requested.grid, requested.budget, rounding, solve_gamma=True)
+    assert solved.points == len(requested.grid.alpha.values()) * len(requested.grid.beta.values())
     assert solved.dropped["product"] == 0
     assert len(solved.candidates) > 12
     found = triples(solved)
@@ -276,7 +276,7 @@ def test_a_sampler_searches_points_whose_gamma_meets_the_budget() -> None:
     for candidate in solved.candidates:
         for other in (-1, 1):  # no neighbouring resolution comes nearer to the budget
             side = candidate.network.resolution + other
-            if asked.grid.gamma.start <= side / network.resolution <= asked.grid.gamma.stop:
+            if requested.grid.gamma.start <= side / network.resolution <= requested.grid.gamma.stop:
                 near = cost(replace(candidate.network, resolution=side)).macs / solved.baseline.cost.macs
                 assert abs(candidate.ratio - 2) <= abs(near - 2)
 
@@ -329,14 +329,14 @@ def test_a_measured_plan_has_the_footprint_of_its_networks(default: Plan) -> Non
 
 
 def test_limits_make_another_study_and_their_absence_does_not() -> None:
-    asked = experiment()
-    assert asked.limits == Limits()
+    requested = experiment()
+    assert requested.limits == Limits()
     named = experiment("budget.params=5M", "budget.memory=64MiB")
     assert named.limits == Limits(params=5e6, memory=64 * 2**20)
-    assert named.study != asked.study
-    assert "params" not in decisive_settings(asked.values)["budget"]
-    before_limits_were_known = {**asked.values, "budget": {"macs_ratio": 2, "tolerance": 0.1}}
-    assert decisive_settings(before_limits_were_known) == decisive_settings(asked.values)
+    assert named.study != requested.study
+    assert "params" not in decisive_settings(requested.values)["budget"]
+    before_limits_were_known = {**requested.values, "budget": {"macs_ratio": 2, "tolerance": 0.1}}
+    assert decisive_settings(before_limits_were_known) == decisive_settings(requested.values)
 
 
 def test_a_limit_that_is_none_is_refused() -> None:
@@ -415,10 +415,10 @@ def test_every_baseline_has_a_plan_by_default(baselines: dict[str, Network], rou
             for group, choice in (("baseline", baseline.name), ("rounding", even)):
                 table = yaml.safe_load((CONF / group / f"{choice}.yaml").read_text())
                 OmegaConf.update(whole, group, table, merge=False)
-            asked = StudySettings.of(Groups(plain(whole)))
-            network, rounding = asked.proxy_network
+            requested = StudySettings.of(Groups(plain(whole)))
+            network, rounding = requested.proxy_network
             assert network.name == baseline.name
-            plan = candidates(network, asked.grid, asked.budget, rounding)
+            plan = candidates(network, requested.grid, requested.budget, rounding)
             assert len(plan.candidates) >= 5
             assert all(TWICE.admits(candidate.ratio) for candidate in plan.candidates)
 

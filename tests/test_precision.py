@@ -57,9 +57,9 @@ def test_without_the_instructions_nothing_is_measured(monkeypatch: pytest.Monkey
 def test_what_the_recipe_asks_for_is_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(timing, "pace", None)
     executor = InThisProcess()
-    for asked, expected in (("off", "float32"), ("bfloat16", "bfloat16")):
-        assert evaluator(tmp_path, executor).precision(PLAIN, replace(RECIPE, autocast=asked)) == expected
-    assert not executor.asked
+    for requested, expected in (("off", "float32"), ("bfloat16", "bfloat16")):
+        assert evaluator(tmp_path, executor).precision(PLAIN, replace(RECIPE, autocast=requested)) == expected
+    assert not executor.requested
     assert not (tmp_path / "precision.json").exists()
 
 
@@ -72,7 +72,7 @@ def test_networks_of_the_same_blocks_are_decided_once_and_for_all(
     assert evaluator(tmp_path, executor).precision(PLAIN, RECIPE) == "bfloat16"
     plant(monkeypatch, found=["bfloat16"], bfloat16=2.0)
     assert evaluator(tmp_path, executor).precision(DEEPER, RECIPE) == "bfloat16"
-    assert executor.asked == [("precision_specification", PLAIN.name)]
+    assert executor.requested == [("precision_specification", PLAIN.name)]
     assert evaluator(tmp_path, executor).precision(TINY, RECIPE) == "float32"
     (kept,) = json.loads((tmp_path / "precision.json").read_text()).values()
     assert sorted(kept.values()) == ["bfloat16", "float32"]

@@ -164,19 +164,19 @@ def test_torchvisions_vision_transformer_is_matched_though_it_lists_its_position
 
 def test_an_epsilon_that_differs_is_said(baselines: dict[str, Network], tmp_path: Path) -> None:
     path = file_of(shaken(timm.create_model("tf_efficientnet_b0")), tmp_path / "model.safetensors")
-    said: list[str] = []
-    pretrained.fetch(f"timm:tf_efficientnet_b0@{path}", [baselines["efficientnet_b0"]], warn=said.append)
-    assert len(said) == 1
-    assert "its norms have epsilon 0.001, those of efficientnet_b0 1e-05" in said[0]
+    message: list[str] = []
+    pretrained.fetch(f"timm:tf_efficientnet_b0@{path}", [baselines["efficientnet_b0"]], warn=message.append)
+    assert len(message) == 1
+    assert "its norms have epsilon 0.001, those of efficientnet_b0 1e-05" in message[0]
 
 
 def test_padding_that_differs_is_said(baselines: dict[str, Network], tmp_path: Path) -> None:
     path = file_of(shaken(timm.create_model("tf_efficientnet_b0")), tmp_path / "model.safetensors")
-    said: list[str] = []
+    message: list[str] = []
     network = replace(baselines["efficientnet_b0"], norm_epsilon=1e-3)
-    pretrained.fetch(f"timm:tf_efficientnet_b0@{path}", [network], warn=said.append)
-    assert len(said) == 1
-    assert "its padding or an activation differs" in said[0]
+    pretrained.fetch(f"timm:tf_efficientnet_b0@{path}", [network], warn=message.append)
+    assert len(message) == 1
+    assert "its padding or an activation differs" in message[0]
 
 
 def test_another_network_is_refused_with_the_first_layer_that_does_not_fit(
@@ -197,7 +197,7 @@ def test_a_network_that_goes_on_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("timm:resnett18", "timm has no model 'resnett18'; did you mean 'resnet18'?"),
         ("timm:resnet18.a1_in1", "timm has no weights 'a1_in1' of resnet18; did you mean 'a1_in1k'?"),
@@ -206,8 +206,8 @@ def test_a_network_that_goes_on_is_refused() -> None:
         ("torchvision:resnet18.V3", "torchvision has no weights 'V3' of it .*IMAGENET1K_V1"),
     ],
 )
-def test_a_name_that_nobody_knows_is_refused_with_the_nearest(source: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_name_that_nobody_knows_is_refused_with_the_nearest(source: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         pretrained.fetch(source, [TINY], warn=silent)
 
 
@@ -257,10 +257,10 @@ def test_what_the_hubs_cache_has_is_found_without_a_network(baselines: dict[str,
 
 
 def test_what_it_does_not_have_is_an_error_with_the_way_to_it(tmp_path: Path) -> None:
-    said = from_hub("timm:mobilenetv2_100", tmp_path)
-    assert said.startswith("OSError cannot fetch model.safetensors of timm/mobilenetv2_100.ra_in1k")
-    assert "init=timm:mobilenetv2_100@PATH" in said
-    assert "HF_HUB_CACHE" in said
+    message = from_hub("timm:mobilenetv2_100", tmp_path)
+    assert message.startswith("OSError cannot fetch model.safetensors of timm/mobilenetv2_100.ra_in1k")
+    assert "init=timm:mobilenetv2_100@PATH" in message
+    assert "HF_HUB_CACHE" in message
 
 
 # --- nothing is unpickled ---------------------------------------------------------------------------------------------
@@ -270,9 +270,9 @@ def test_a_pickle_in_place_of_safetensors_is_refused_and_not_read(tmp_path: Path
     mark = tmp_path / "it was read"
     path = hub_file(tmp_path)
     torch.save({"conv_stem.weight": Bomb(mark)}, path)
-    said = from_hub("timm:mobilenetv2_100", tmp_path)
-    assert said.startswith("ValueError")
-    assert "is no safetensors file" in said
+    message = from_hub("timm:mobilenetv2_100", tmp_path)
+    assert message.startswith("ValueError")
+    assert "is no safetensors file" in message
     for source in (f"timm:mobilenetv2_100@{path}", str(path)):
         with pytest.raises(ValueError, match="is no safetensors file"):
             pretrained.fetch(source, [TINY], warn=silent)

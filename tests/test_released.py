@@ -77,8 +77,8 @@ def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("in_this_process")
 def test_a_released_study_goes_on_and_its_files_are_the_same(released: Path, command: Callable[..., Ended]) -> None:
     before = {path.name: path.read_bytes() for path in released.iterdir() if path.is_file()}
-    code, answer, said = command(f"{COMMAND} --json")
-    assert code == 0, said
+    code, answer, message = command(f"{COMMAND} --json")
+    assert code == 0, message
     assert answer["evaluations"] == {"trained": 0, "reused": 10, "failed": 0}
     changed = {name for name, content in before.items() if (released / name).read_bytes() != content}
     # the machine, how many this command has trained, and other words for the same numbers
@@ -93,17 +93,17 @@ def test_a_released_study_goes_on_and_its_files_are_the_same(released: Path, com
 def test_a_released_study_is_read_by_every_command_that_reads_one(
     released: Path, command: Callable[..., Ended]
 ) -> None:
-    code, answer, said = command("status study=released workspace=w --json")
-    assert (code, answer["state"], answer["evaluations"]["done"]) == (0, "finished", 10), said
+    code, answer, message = command("status study=released workspace=w --json")
+    assert (code, answer["state"], answer["evaluations"]["done"]) == (0, "finished", 10), message
     result = json.loads((released / "result.json").read_text())
-    code, answer, said = command("report study=released workspace=w --json")
-    assert code == 0, said
+    code, answer, message = command("report study=released workspace=w --json")
+    assert code == 0, message
     assert answer["budget"]["chosen"] == result["chosen"]["id"]
-    code, answer, said = command("variants study=released workspace=w --json")
-    assert code == 0, said
+    code, answer, message = command("variants study=released workspace=w --json")
+    assert code == 0, message
     assert answer["coefficients"]["alpha"] == result["chosen"]["alpha"]
-    code, answer, said = command("reproduce fidelity study=released workspace=w dry_run=true candidates=2 --json")
-    assert code == 0, said
+    code, answer, message = command("reproduce fidelity study=released workspace=w dry_run=true candidates=2 --json")
+    assert code == 0, message
     assert {row["id"] for row in answer["candidates"]} >= {result["chosen"]["id"]}
 
 

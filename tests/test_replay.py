@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from told import (
+from tracked import (
     CANDIDATES,
     SEEDS,
     Place,
     Server,
     client_of,
     free_port,
+    logged,
     position,
     record,
     run_of,
-    seen,
     wait_for,
     without_times,
 )
@@ -53,14 +53,14 @@ def test_replaying_all_again_changes_nothing(place: Place) -> None:
     tracker = place.tracker("small")
     record(tracker)
     assert tracker.close() is None
-    told = seen(place.uri, "small")
+    tracked = logged(place.uri, "small")
     spool = place.directory("small") / "tracking.jsonl"
     events = len(spool.read_text().splitlines())
     assert tracking.sync(**place.settings("small")) == 0
     assert tracking.sync(**place.settings("small"), rebuild=True) == events
     (place.directory("small") / "tracking.position").unlink()
     assert tracking.sync(**place.settings("small")) == events
-    assert seen(place.uri, "small") == told
+    assert logged(place.uri, "small") == tracked
 
 
 def test_runs_of_a_killed_command_are_ended(place: Place) -> None:
@@ -70,12 +70,12 @@ def test_runs_of_a_killed_command_are_ended(place: Place) -> None:
     first.start_run("run:1:c01", name="c01", parent="run:1")
     first.end_run("run:1:c01")
     assert first.close() is None
-    assert {run["status"] for run in seen(place.uri, "interrupted").values()} == {"RUNNING", "FINISHED"}
+    assert {run["status"] for run in logged(place.uri, "interrupted").values()} == {"RUNNING", "FINISHED"}
 
     second = place.tracker("interrupted")
     second.start_run("run:2", name="run")
     assert second.close() is None
-    states = {run_id: run["status"] for run_id, run in seen(place.uri, "interrupted").items()}
+    states = {run_id: run["status"] for run_id, run in logged(place.uri, "interrupted").items()}
     assert states == {"run:1": "KILLED", "run:1:c00": "KILLED", "run:1:c01": "FINISHED", "run:2": "RUNNING"}
 
 
@@ -88,7 +88,7 @@ def test_a_line_torn_by_a_kill_harms_no_other(place: Place) -> None:
     second = place.tracker("torn")
     second.start_run("run:2", name="run")
     assert second.close() is None
-    assert set(seen(place.uri, "torn")) == {"run:1", "run:2"}
+    assert set(logged(place.uri, "torn")) == {"run:1", "run:2"}
 
 
 def test_what_mlflow_does_not_take_is_told_and_the_rest_arrives(place: Place, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_what_mlflow_does_not_take_is_told_and_the_rest_arrives(place: Place, tm
     sentence = tracker.close()
     assert sentence is not None
     assert sentence.startswith("MLflow did not take 3 events, the first: params of run:1: ")
-    run = seen(place.uri, "refused")["run:1"]
+    run = logged(place.uri, "refused")["run:1"]
     assert [value for _, _, value, _ in run["points"]] == ["1.0", "2.0"]
     assert run["status"] == "FINISHED"
 
@@ -114,7 +114,7 @@ def test_without_replay_mlflow_learns_of_it_by_sync(place: Place) -> None:
     assert tracker.close() is None
     assert client_of(place.uri).get_experiment_by_name("later") is None
     assert tracking.sync(**place.settings("later")) > 0
-    assert len(seen(place.uri, "later")) == 1 + CANDIDATES * (1 + SEEDS)
+    assert len(logged(place.uri, "later")) == 1 + CANDIDATES * (1 + SEEDS)
     with pytest.raises(ValueError, match="nothing was recorded for study 'never'"):
         tracking.sync(**place.settings("never"))
 
@@ -163,11 +163,11 @@ def test_a_new_database_gets_everything_and_two_studies_may_create_it_at_once(pl
         assert process.communicate(timeout=60) == ("", "")
     assert process.returncode == 0
     for study in ("one", "two"):
-        assert len(seen(new.uri, study)) == 1 + CANDIDATES * (1 + SEEDS)
+        assert len(logged(new.uri, study)) == 1 + CANDIDATES * (1 + SEEDS)
     # Another database that lacks the study: the kept position no longer counts.
     moved = Place(tmp_path, place.uri)
     assert tracking.sync(**moved.settings("one")) > 0
-    assert seen(moved.uri, "one") == seen(new.uri, "one")
+    assert logged(moved.uri, "one") == logged(new.uri, "one")
 
 
 @pytest.mark.parametrize(("candidates", "parts"), [(5, [0.3]), pytest.param(12, [0.02, 0.5], marks=pytest.mark.slow)])
@@ -193,11 +193,11 @@ def test_a_replay_that_is_killed_gives_each_run_once(place: Place, candidates: i
         process.wait()
     assert position(directory) < total
     assert tracking.sync(**place.settings(study)) > 0
-    killed = seen(place.uri, study)
+    killed = logged(place.uri, study)
     whole = place.tracker(f"whole{candidates}")
     record(whole, candidates=candidates)
     assert whole.close() is None
-    assert without_times(killed) == without_times(seen(place.uri, f"whole{candidates}"))
+    assert without_times(killed) == without_times(logged(place.uri, f"whole{candidates}"))
 
 
 def test_a_server_that_never_answers_leaves_all_to_be_sent_later(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_connection_that_breaks_in_mid_run_loses_and_repeats_nothing(
     whole = place.tracker("unbroken")
     record(whole)
     assert whole.close() is None
-    assert without_times(seen(place.uri, "broken")) == without_times(seen(place.uri, "unbroken"))
+    assert without_times(logged(place.uri, "broken")) == without_times(logged(place.uri, "unbroken"))
 
 
 @pytest.mark.slow
@@ -265,13 +265,13 @@ def test_a_server_killed_in_mid_run_loses_and_repeats_nothing(server: Server, tm
     file.write_text("{}")
     tracker.log_artifact("run:3", file)
     assert tracker.close() is None
-    shown = seen(server.uri, "server")
+    shown = logged(server.uri, "server")
     assert len(shown) == 1 + 2 * (1 + CANDIDATES * (1 + SEEDS))
     assert all(len(run["points"]) == 6 for run_id, run in shown.items() if "seed" in run_id)
     artifacts = client_of(server.uri).list_artifacts(run_of(server.uri, "server", "run:3").info.run_id)
     assert [artifact.path for artifact in artifacts] == ["result.json"]
     assert tracking.sync(**place.settings("server"), rebuild=True) > 0
-    assert seen(server.uri, "server") == shown
+    assert logged(server.uri, "server") == shown
 
 
 def test_passwords_are_not_shown(tmp_path: Path) -> None:

@@ -100,25 +100,25 @@ def test_a_real_study_is_reported_answered_anew_and_reported_again(
     tmp_path: Path, command: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, before, said = command("run", *TINY, "--json")
-    assert code == 0, said
+    code, before, message = command("run", *TINY, "--json")
+    assert code == 0, message
     assert before["selection"] == {"rule": "best", "metric": "macs"}
     assert before["best"]["id"] == before["chosen"]["id"]
     directory = tmp_path / "workspace" / "studies" / "tiny"
     written = (directory / "report.md").read_text()
     (directory / "report.md").unlink()
 
-    code, answers, said = command("report", "study=tiny", "--json")
-    assert code == 0, said
+    code, answers, message = command("report", "study=tiny", "--json")
+    assert code == 0, message
     assert (directory / "report.md").read_text() == written  # a command away, and the same
     assert answers["neighbours"]["chosen"] == before["chosen"]["id"]
     assert answers["neighbours"]["num_candidates"] == 3
-    assert command("report").said.startswith(written)  # no terminal: Markdown as it is
+    assert command("report").output.startswith(written)  # no terminal: Markdown as it is
 
     # what was not measured is measured by the command that the report gives
     missing = next(row for row in answers["flatness"]["references"] if row["command"])
     trained = command(*shlex.split(missing["command"])[1:], "executor.workers=1")
-    assert trained.code == 0, trained.said
+    assert trained.code == 0, trained.output
     again = command("report", "--json").answer
     now = next(row for row in again["flatness"]["references"] if row["name"] == missing["name"])
     assert now["difference"] is not None
@@ -132,7 +132,7 @@ def test_a_real_study_is_reported_answered_anew_and_reported_again(
     cheapest = {m: min(tied, key=lambda name: int(rows[name][m])) for m in ("macs", "params")}
     metric = next(metric for metric, name in cheapest.items() if name != before["best"]["id"])
     cheap = command("run", *TINY, "selection=cheapest_tied", f"selection.metric={metric}", "--json")
-    assert cheap.code == 0, cheap.said
+    assert cheap.code == 0, cheap.output
     after = cheap.answer
     assert after["evaluations"] == {"trained": 0, "reused": 8, "failed": 0}
     assert after["selection"] == {"rule": "cheapest_tied", "metric": metric}
@@ -140,8 +140,8 @@ def test_a_real_study_is_reported_answered_anew_and_reported_again(
     assert after["chosen"]["id"] == cheapest[metric]
     assert {after["chosen"]["id"], *(row["id"] for row in after["chosen"]["tied_with"])} == tied
     needs = f"{after['chosen']['id']} needs the least of {metric} (selection=cheapest_tied)"
-    assert re.search(rf"best: {after['best']['id']} \(.*{re.escape(needs)}", cheap.said)
-    assert re.search("(cannot be told from|tied with) the best at 95 %: ", cheap.said)
+    assert re.search(rf"best: {after['best']['id']} \(.*{re.escape(needs)}", cheap.output)
+    assert re.search("(cannot be told from|tied with) the best at 95 %: ", cheap.output)
     written = (directory / "report.md").read_text()
     assert f"of the best and its ties the least {metric}" in written
     assert "More than the choice and the 1x network" in written  # two choices have seen the test split by now
@@ -151,6 +151,6 @@ def test_a_study_that_is_not_there_is_one_message(
     command: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _, said = command("report study=nothing")
+    code, _, message = command("report study=nothing")
     assert code == 2
-    assert "there is no study in workspace; first: scalesearch run" in said
+    assert "there is no study in workspace; first: scalesearch run" in message

@@ -189,13 +189,13 @@ def test_the_verdict_on_compound_scaling_is_the_planted_one(tmp_path: Path, bett
     pair = next(pair for pair in study.answers()["dimensions"]["pairs"] if pair["against"] == "single")
     assert pair["verdict"] == verdict
     assert (pair["low"] > 0, pair["high"] < 0) == (verdict == "better", verdict == "worse")
-    said = {
+    message = {
         "better": "beats every network of the other kind",
         "worse": "no, the best of the other",
         "unknown": "neither is shown to be better",
     }
-    assert f"Against one: {said[verdict]}"[:12] in study.text()
-    assert said[verdict] in study.text()
+    assert f"Against one: {message[verdict]}"[:12] in study.text()
+    assert message[verdict] in study.text()
 
 
 def test_of_equal_networks_a_verdict_is_rare(tie: Made) -> None:
@@ -232,7 +232,7 @@ def test_the_choice_at_the_upper_edge_is_bound_by_the_tolerance(tmp_path: Path) 
     values = study.answers()["budget"]
     assert values["binds"] == ["budget.tolerance"]
     assert values["grid_edges"] == ["grid.alpha"]  # (2, 1, 1)
-    assert "that budget.tolerance lets in, and is the dearest candidate" in study.text()
+    assert "that budget.tolerance lets in, and is the most expensive candidate" in study.text()
 
 
 def test_the_choice_in_the_middle_is_bound_by_nothing(tmp_path: Path) -> None:

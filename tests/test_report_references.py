@@ -61,9 +61,9 @@ def test_a_split_that_nobody_trained_has_its_nearest_and_a_command_that_trains_i
         nearest = row["nearest"]
         assert nearest["distance"] == pytest.approx(candidates[nearest["candidate"]]) == min(candidates.values())
         _, command, *words = shlex.split(row["command"])
-        arguments, asked = command_request(command, composed(command, *words))
-        assert identity(network_of(arguments, asked)) == identity(scale(small, split, 1, rounding=rounding))
-        assert (asked.recipe, asked.seeds, asked.data) == (tie.experiment.recipe, 3, tie.experiment.data)
+        arguments, requested = command_request(command, composed(command, *words))
+        assert identity(network_of(arguments, requested)) == identity(scale(small, split, 1, rounding=rounding))
+        assert (requested.recipe, requested.seeds, requested.data) == (tie.experiment.recipe, 3, tie.experiment.data)
         assert arguments.workspace == tie.workspace
         assert f"{row['name']} was not measured. The nearest measured network is {nearest['candidate']}" in tie.text()
 

@@ -79,11 +79,11 @@ def test_the_smallest_run_of_each(name: str, capsys: pytest.CaptureFixture[str],
     results, summary = pd.read_csv(directory / "results.csv"), read_summary(directory)
     assert (results["state"] == "finished").all()
     assert answer["evaluations"]["trained"] == results["key"].nunique()
-    said = json.loads((directory / "finding.json").read_text())
-    assert said["finding"] == answer["finding"]
+    message = json.loads((directory / "finding.json").read_text())
+    assert message["finding"] == answer["finding"]
     page = (directory / "README.md").read_text()
     assert answer["finding"] in page
-    for figure in said["figures"]:
+    for figure in message["figures"]:
         assert f"figures/{figure}" in page
         assert (directory / "figures" / figure).stat().st_size > 5000
         assert "</svg>" in (directory / "figures" / figure).with_suffix(".svg").read_text()
@@ -172,10 +172,10 @@ def test_what_fails_is_said_and_can_be_run_again(
     monkeypatch.setattr(Failing, "good", good)
     words = ("figure8", *TINY, "experiment.costs=[2]", f"workspace={tmp_path}", "test=false", "--json")
     assert call("reproduce", *words) == code
-    said = capsys.readouterr()
-    assert "planted" in said.err
-    assert "with retry=true" in said.err
-    answer = json.loads(said.out)
+    message = capsys.readouterr()
+    assert "planted" in message.err
+    assert "with retry=true" in message.err
+    answer = json.loads(message.out)
     assert answer["evaluations"]["failed"] == count
     assert (answer["finding"] is None) == (code == 4)
     results = pd.read_csv(tmp_path / "experiments" / "figure8" / "results.csv")
@@ -185,7 +185,7 @@ def test_what_fails_is_said_and_can_be_run_again(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("figure8 experiment.costs=abc", "experiment.costs is 'abc'; it must be a list"),
         ("figure8 experiment.costs=[]", "experiment.costs is []; it must be a list of numbers from 1.05 to 100"),
@@ -209,11 +209,11 @@ def test_what_fails_is_said_and_can_be_run_again(
     ],
 )
 def test_what_is_refused_is_refused_in_a_line(
-    words: str, said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    words: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert call("reproduce", *words.split(), f"workspace={tmp_path}") == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir()), "nothing was written"
 
@@ -268,5 +268,5 @@ def test_a_plan_warns_of_a_cpu_that_emulates_bfloat16(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     overrides = (f"recipe.autocast={autocast}", "experiment.costs=[2]", f"workspace={tmp_path}")
     assert call("plan", "figure8", *overrides) == 0
-    said = capsys.readouterr()
-    assert ("this CPU emulates bfloat16" in said.out + said.err) == warned
+    message = capsys.readouterr()
+    assert ("this CPU emulates bfloat16" in message.out + message.err) == warned

@@ -199,8 +199,8 @@ def assert_equal_answers(one: Path, other: Path, study: str = STUDY) -> None:
         pd.testing.assert_frame_equal(*others, obj=name)
     answers = [json.loads((place / "result.json").read_text()) for place in (first, second)]
     for key in ("chosen", "test_accuracy", "baseline"):
-        said = [{name: value for name, value in answer[key].items() if name not in MEASURED} for answer in answers]
-        assert said[0] == said[1], key
+        message = [{name: value for name, value in answer[key].items() if name not in MEASURED} for answer in answers]
+        assert message[0] == message[1], key
 
 
 def copy_ledger(source: Path, workspace: Path, *, without: Sequence[tuple[str, int]] = ()) -> dict[str, Path]:
@@ -323,8 +323,8 @@ def test_a_variant_is_a_baseline(unbroken: Unbroken) -> None:
     row = unbroken.ended.answer["variants"][0]
     variants = Path(row["file"]).parent.parent
     words = (f"baseline={row['name']}", "--config-dir", str(variants), "--json")
-    said = in_process_anywhere("cost", *words).answer
-    assert {key: said[key] for key in ("macs", "params")} == {key: row[key] for key in ("macs", "params")}
+    message = in_process_anywhere("cost", *words).answer
+    assert {key: message[key] for key in ("macs", "params")} == {key: row[key] for key in ("macs", "params")}
 
 
 def test_the_figures_are_pictures(unbroken: Unbroken) -> None:
@@ -455,8 +455,8 @@ def test_the_registered_model_gives_the_logits_of_the_trained_network(unbroken: 
 
     network = load(directory(unbroken.workspace) / "model" / "network.yaml")
     words = [sys.executable, "-c", PREDICT, uri_of(unbroken.workspace), STUDY, str(network.resolution)]
-    said = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
-    predicted, signature = json.loads(said.stdout.splitlines()[-1])
+    message = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    predicted, signature = json.loads(message.stdout.splitlines()[-1])
     assert signature == {"dtype": "float32", "shape": [-1, 1, network.resolution, network.resolution]}
     images = np.random.default_rng(0).normal(size=(3, 1, network.resolution, network.resolution)).astype(np.float32)
     keys = keys_of(unbroken.workspace)
@@ -792,10 +792,10 @@ def test_an_mlflow_that_is_dead_stops_nothing(unbroken: Unbroken, tmp_path: Path
 def test_a_workspace_that_cannot_be_made_is_one_message(tmp_path: Path, kind: str, code: int) -> None:
     (tmp_path / "file").write_text("")
     workspace = tmp_path / "file" / "workspace" if kind == "below a file" else Path("/proc/scalesearch")
-    said = in_process("run", workspace, *search("tracking=none"))
-    assert said.code == code, said.error
-    assert not said.answer
-    (line,) = said.error.splitlines()
+    message = in_process("run", workspace, *search("tracking=none"))
+    assert message.code == code, message.error
+    assert not message.answer
+    (line,) = message.error.splitlines()
     assert line.startswith("scalesearch: ")
     assert str(workspace) in line
 

@@ -375,6 +375,6 @@ def test_what_cannot_be_scaled_is_refused(baselines: dict[str, Network]) -> None
         ({"width": 0}, "width 0"),
         ({"depth": -1}, "depth -1"),
     ]
-    for factors, said in cases:
-        with case(factors, said), pytest.raises(ValueError, match=said):
+    for factors, message in cases:
+        with case(factors, message), pytest.raises(ValueError, match=message):
             resize(baselines["mobilenetv2"], rounding=NEAREST, **factors)

@@ -346,8 +346,8 @@ def test_the_metric_decides_what_is_cheap(metric: str) -> None:
     some = [dataclasses.replace(c, cost=counted) for c, counted in zip(some, costs, strict=True)]
     rows = [trial(c, seed, first(80 + (seed + i) % 3)) for i, c in enumerate(some) for seed in range(3)]
     assert select(rows, confidence=0.95, rule="cheapest_tied", metric=metric).chosen == "c02"
-    dearer = dataclasses.replace(some[1], cost=Cost(99, 99, 99), footprint=Footprint(99, 99, 99.0))
-    rows = [row._replace(candidate=dearer) if row.candidate.id == "c02" else row for row in rows]
+    more_expensive = dataclasses.replace(some[1], cost=Cost(99, 99, 99), footprint=Footprint(99, 99, 99.0))
+    rows = [row._replace(candidate=more_expensive) if row.candidate.id == "c02" else row for row in rows]
     assert select(rows, confidence=0.95, rule="cheapest_tied", metric=metric).chosen != "c02"
 
 

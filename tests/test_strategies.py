@@ -16,21 +16,21 @@ from searches import SHIPPED, composed, strategy_of
 
 from scalesearch.checks import parse
 from scalesearch.registry import Registry
-from scalesearch.search import STRATEGIES, Ask, History, Problem, Stop, Strategy
+from scalesearch.search import STRATEGIES, History, Problem, Request, Stop, Strategy
 
 pytestmark = pytest.mark.xdist_group("strategies")
 
 
-def answers(strategy: Strategy, problem: Problem, score: Callable[[Ask], float | None]) -> Iterator[Ask | Stop]:
+def answers(strategy: Strategy, problem: Problem, score: Callable[[Request], float | None]) -> Iterator[Request | Stop]:
     """Every step, with scores shown at once."""
-    seen, waiting = History(), list[Ask]()
+    seen, waiting = History(), list[Request]()
     for step in strategy.steps(problem, seen):
         if step is None:
             assert waiting, "it waits for nothing"
             seen.show(waiting[0], score(waiting.pop(0)))
             continue
         yield step
-        if isinstance(step, Ask):
+        if isinstance(step, Request):
             seen.show(step, score(step))
 
 
@@ -38,7 +38,7 @@ def line(size: int, seeds: int = 4) -> Problem:
     return Problem((100,) * size, tuple(((1 + place / 10, 1.0),) for place in range(size)), seeds)
 
 
-def noisy(request: Ask) -> float:
+def noisy(request: Request) -> float:
     chance = np.random.default_rng([request.candidate, request.seed])
     return 0.8 + 0.01 * request.candidate + chance.normal(0, 0.003)
 
@@ -47,7 +47,7 @@ def noisy(request: Ask) -> float:
 def test_no_training_is_asked_for_twice_and_none_that_is_not_possible(name: str) -> None:
     for size in (1, 2, 11):
         strategy, problem = strategy_of(name), line(size)
-        requests = [step for step in answers(strategy, problem, noisy) if isinstance(step, Ask)]
+        requests = [step for step in answers(strategy, problem, noisy) if isinstance(step, Request)]
         assert len(set(requests)) == len(requests) > 0, size
         allowed = strategy.possible(problem)
         assert all(any(r.seed < count and r.share == share for count, share in allowed) for r in requests), size
@@ -60,7 +60,9 @@ def test_where_all_tie_a_strategy_trains_as_many_as_it_says_beforehand(name: str
     strategy, problem = strategy_of(name), line(11)
     chance = np.random.default_rng(0)
     requests = [
-        step for step in answers(strategy, problem, lambda _: 0.8 + chance.normal(0, 0.003)) if isinstance(step, Ask)
+        step
+        for step in answers(strategy, problem, lambda _: 0.8 + chance.normal(0, 0.003))
+        if isinstance(step, Request)
     ]
     assert abs(len(requests) - sum(number for number, _ in strategy.expected(problem))) <= 1
 
@@ -70,15 +72,15 @@ def test_failures_end_no_strategy(name: str) -> None:
     """A third of all trainings fails, and one candidate with every seed."""
     problem = line(6)
 
-    def score(request: Ask) -> float | None:
+    def score(request: Request) -> float | None:
         failed = request.candidate == 5 or (request.candidate + request.seed) % 3 == 0
         return None if failed else noisy(request)
 
     steps = list(answers(strategy_of(name), problem, score))
-    asked = {step.candidate for step in steps if isinstance(step, Ask)}
+    requested = {step.candidate for step in steps if isinstance(step, Request)}
     stopped = {step.candidate for step in steps if isinstance(step, Stop)}
-    finished = {s.candidate for s in steps if isinstance(s, Ask) and s.share == 1 and score(s) is not None}
-    assert asked | stopped == set(range(6))
+    finished = {s.candidate for s in steps if isinstance(s, Request) and s.share == 1 and score(s) is not None}
+    assert requested | stopped == set(range(6))
     assert finished - stopped, "nobody is left who may be chosen"
 
 
@@ -86,21 +88,21 @@ def test_a_race_spends_what_it_was_given() -> None:
     problem = line(8)
     for compute in (0.25, 0.5, 1.0):
         race = strategy_of("race", f"search.compute={compute}")
-        level = [step for step in answers(race, problem, lambda r: 0.8 + 1e-4 * noisy(r)) if isinstance(step, Ask)]
+        level = [step for step in answers(race, problem, lambda r: 0.8 + 1e-4 * noisy(r)) if isinstance(step, Request)]
         assert len(level) <= max(8, 8 * 4 * compute), compute
         assert {request.candidate for request in level if request.seed == 0} == set(range(8)), compute
 
 
 def test_a_race_gives_seeds_to_those_that_may_be_the_best() -> None:
     problem = line(8)
-    requests = [s for s in answers(strategy_of("race"), problem, noisy) if isinstance(s, Ask)]
+    requests = [s for s in answers(strategy_of("race"), problem, noisy) if isinstance(s, Request)]
     most = max(range(8), key=lambda c: sum(r.candidate == c for r in requests))
     assert most == 7
     assert sum(r.candidate == 0 for r in requests) == 1
 
 
 def test_a_race_stops_who_is_significantly_worse_and_nobody_else() -> None:
-    def two_groups(request: Ask) -> float:
+    def two_groups(request: Request) -> float:
         return noisy(request._replace(candidate=0 if request.candidate < 4 else 3))
 
     race = replace(strategy_of("race"), compute=1.0)  # type: ignore[type-var]
@@ -112,7 +114,7 @@ def test_a_race_stops_who_is_significantly_worse_and_nobody_else() -> None:
 
 def test_halving_trains_the_better_half_longer_and_the_best_with_every_seed() -> None:
     problem = line(8)
-    requests = [s for s in answers(strategy_of("halving"), problem, noisy) if isinstance(s, Ask)]
+    requests = [s for s in answers(strategy_of("halving"), problem, noisy) if isinstance(s, Request)]
     by_share = {share: [r.candidate for r in requests if r.share == share] for share in (0.25, 0.5, 1.0)}
     assert sorted(by_share[0.25]) == list(range(8))
     assert len(by_share[0.5]) < 8
@@ -123,9 +125,9 @@ def test_halving_trains_the_better_half_longer_and_the_best_with_every_seed() ->
 
 def test_halving_does_not_wait_for_a_round_to_fill() -> None:
     """While the last of the short trainings are under way, others go on to a longer schedule."""
-    seen, under_way = History(), list[Ask]()
+    seen, under_way = History(), list[Request]()
     for step in strategy_of("halving").steps(line(8), seen):
-        assert isinstance(step, Ask), "it waits"
+        assert isinstance(step, Request), "it waits"
         if step.share > 0.25:
             break
         under_way.append(step)
@@ -200,7 +202,7 @@ def test_a_strategy_of_an_installed_package_is_one_too(tmp_path: Path, monkeypat
     monkeypatch.syspath_prepend(tmp_path)
     found: Registry[type[Strategy]] = Registry("strategies", package=STRATEGIES._package, attribute="Strategy")
     assert {*found} == {*STRATEGIES, "alien", "broken"}
-    requests = [step for step in answers(found["alien"](), line(3), noisy) if isinstance(step, Ask)]
+    requests = [step for step in answers(found["alien"](), line(3), noisy) if isinstance(step, Request)]
     assert {request.candidate for request in requests} == {0, 1, 2}
     with pytest.raises(ValueError, match=r"'broken' of scalesearch\.strategies .* RuntimeError: no such luck"):
         _ = found["broken"]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from told import CANDIDATES, SEEDS, Place, client_of, free_port, record, run_of, seen
+from tracked import CANDIDATES, SEEDS, Place, client_of, free_port, logged, record, run_of
 
 from scalesearch import tracking
 
@@ -32,16 +32,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @pytest.fixture(scope="module")
-def told(place: Place) -> dict[str, Any]:
+def tracked(place: Place) -> dict[str, Any]:
     """The small study in sqlite, as MLflow shows it."""
     tracker = place.tracker("small")
     record(tracker)
     assert tracker.close() is None
-    return seen(place.uri, "small")
+    return logged(place.uri, "small")
 
 
-def test_a_command_has_candidates_and_these_have_seeds(told: dict[str, Any]) -> None:
-    parents = {run_id: run["parent"] for run_id, run in told.items()}
+def test_a_command_has_candidates_and_these_have_seeds(tracked: dict[str, Any]) -> None:
+    parents = {run_id: run["parent"] for run_id, run in tracked.items()}
     expected: dict[str, str | None] = {"run:1": None}
     for number in range(CANDIDATES):
         expected[f"run:1:c{number:02d}"] = "run:1"
@@ -49,32 +49,32 @@ def test_a_command_has_candidates_and_these_have_seeds(told: dict[str, Any]) -> 
     assert parents == expected
 
 
-def test_each_candidate_has_the_same_params_as_numbers(told: dict[str, Any]) -> None:
-    candidates = [run["params"] for run_id, run in told.items() if run_id.count(":") == 2]
+def test_each_candidate_has_the_same_params_as_numbers(tracked: dict[str, Any]) -> None:
+    candidates = [run["params"] for run_id, run in tracked.items() if run_id.count(":") == 2]
     assert {tuple(sorted(params)) for params in candidates} == {("alpha", "beta", "gamma")}
     assert all(float(value) >= 1 for params in candidates for value in params.values())
 
 
-def test_metrics_curves_names_and_states_arrive(told: dict[str, Any]) -> None:
-    run = told["run:1:c01:seed1"]
+def test_metrics_curves_names_and_states_arrive(tracked: dict[str, Any]) -> None:
+    run = tracked["run:1:c01:seed1"]
     assert [(key, step, value) for key, step, value, _ in run["points"]] == [
         *[("loss", epoch, repr(1 / (epoch + 1))) for epoch in range(5)],
         ("val_accuracy", 0, repr(0.511)),
     ]
     assert run["name"] == "seed 1"
-    assert told["run:1:c02"]["status"] == "FAILED"
-    assert told["run:1"]["status"] == "FINISHED"
-    assert [value for key, _, value, _ in told["run:1:c00"]["points"] if key == "val_accuracy_std"] == ["nan"]
+    assert tracked["run:1:c02"]["status"] == "FAILED"
+    assert tracked["run:1"]["status"] == "FINISHED"
+    assert [value for key, _, value, _ in tracked["run:1:c00"]["points"] if key == "val_accuracy_std"] == ["nan"]
 
 
-def test_note_and_tags_are_on_the_command(place: Place, told: dict[str, Any]) -> None:
+def test_note_and_tags_are_on_the_command(place: Place, tracked: dict[str, Any]) -> None:
     tags = run_of(place.uri, "small", "run:1").data.tags
     assert tags["mlflow.note.content"] == "**chosen** so far"
     assert tags["git"] == "abc"
     assert tags["mlflow.source.name"] == "scalesearch"
 
 
-def test_links_are_complete(place: Place, told: dict[str, Any]) -> None:
+def test_links_are_complete(place: Place, tracked: dict[str, Any]) -> None:
     found = tracking.links(uri=place.uri, workspace=place.workspace, study="small", base="http://127.0.0.1:5000")
     experiment = client_of(place.uri).get_experiment_by_name("small").experiment_id
     runs = f"http://127.0.0.1:5000/#/experiments/{experiment}/runs"
@@ -92,7 +92,7 @@ def test_long_curves_arrive_whole(place: Place) -> None:
     tracker.start_run("run:1", name="run", params={f"p{n}": n for n in range(230)})
     tracker.log_curve("run:1", [{"loss": float(n), "accuracy": 0.5} for n in range(1200)])
     assert tracker.close() is None
-    run = seen(place.uri, "long")["run:1"]
+    run = logged(place.uri, "long")["run:1"]
     assert len(run["points"]) == 2400
     assert len(run["params"]) == 230
 
@@ -174,7 +174,7 @@ def test_dataset_artifacts_and_model_arrive(
 
 
 def test_ui_shows_links_takes_what_waited_and_models_and_ends_with_all_its_processes(
-    place: Place, told: dict[str, Any], variant: tuple[Path, Path, Any], tmp_path: Path
+    place: Place, tracked: dict[str, Any], variant: tuple[Path, Path, Any], tmp_path: Path
 ) -> None:
     port = free_port()
     served = Place(tmp_path, f"http://127.0.0.1:{port}")
@@ -199,7 +199,7 @@ def test_ui_shows_links_takes_what_waited_and_models_and_ends_with_all_its_proce
             "small, its candidates compared",
         ]
         assert all(f": http://127.0.0.1:{port}/#/" in line for line in lines)
-        assert seen(served.uri, "small") == told
+        assert logged(served.uri, "small") == tracked
         yaml_file, weights, _ = variant
         shapes = {"input_shape": (1, 8, 8), "output_shape": (5,)}
         tracker.start_run("run:2", name="run")
@@ -207,7 +207,7 @@ def test_ui_shows_links_takes_what_waited_and_models_and_ends_with_all_its_proce
         assert tracker.close() is None
         (version,) = client_of(served.uri).search_model_versions("name = 'served'")
         assert version.run_id == run_of(served.uri, "served", "run:2").info.run_id
-        assert seen(served.uri, "served").keys() == told.keys() | {"run:2"}
+        assert logged(served.uri, "served").keys() == tracked.keys() | {"run:2"}
         with pytest.raises(OSError, match=f"port {port} cannot be used; port [0-9]+ is free"):
             tracking.serve(workspace=place.workspace, uri=None, port=port)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

@@ -178,10 +178,10 @@ NONSENSE = {
 
 
 def test_nonsense_is_refused_before_anything_is_written(user: User) -> None:
-    for override, said in NONSENSE.items():
+    for override, message in NONSENSE.items():
         ended = user.asks("train", override)
         assert (ended.code, ended.answer) == (2, {}), override
-        assert said in ended.error, override
+        assert message in ended.error, override
         assert not (user.place / "workspace").exists(), override
 
 
@@ -209,10 +209,10 @@ def test_a_training_starts_from_timm_s_weights_and_says_once_which_it_did_not_ta
     deeper = ("baseline=mobilenetv2", "resolution=32", "depth=1.3", *STILL, *few)
     ended = user.asks("train", *deeper, "init=timm:mobilenetv2_100")
     assert ended.code == 0
-    (said,) = [line for line in ended.error.splitlines() if "start from them" in line]
-    assert said.startswith("init=timm:mobilenetv2_100: of mobilenetv2 103 of 151 layers")
-    assert "of another shape, not taken: stem.conv, classifier" in said  # images of one channel, ten classes
-    assert "not in the weights: stages[0][1], stages[1][2]" in said
+    (message,) = [line for line in ended.error.splitlines() if "start from them" in line]
+    assert message.startswith("init=timm:mobilenetv2_100: of mobilenetv2 103 of 151 layers")
+    assert "of another shape, not taken: stem.conv, classifier" in message  # images of one channel, ten classes
+    assert "not in the weights: stages[0][1], stages[1][2]" in message
     assert ended.answer["init"]["source"] == "timm:mobilenetv2_100"
     assert [path.stem for path in (user.place / "workspace" / "initial").iterdir()] == [ended.answer["init"]["sha256"]]
     pairs = {
@@ -253,8 +253,8 @@ def test_a_search_starts_from_given_weights_and_is_another_study(user: User) -> 
     )
     first = user.asks("run", *overrides, *STILL, "init=tiny.safetensors")
     assert first.code == 0, first.error
-    (said,) = [line for line in first.error.splitlines() if "start from them" in line]
-    assert "of tiny 15 of 15 layers start from them" in said
+    (message,) = [line for line in first.error.splitlines() if "start from them" in line]
+    assert "of tiny 15 of 15 layers start from them" in message
     assert "of the candidates 56 to 100 % of the layers do" in first.error
     again = user.asks("run", *overrides, *STILL, "init=tiny.safetensors")  # from the ledger: no worker is started
     assert again.answer["evaluations"] == {"trained": 0, "reused": 3, "failed": 0}

@@ -19,7 +19,7 @@ from scalesearch import search
 from scalesearch.data import DataSpec
 from scalesearch.evaluation import Evaluator
 from scalesearch.ledger import Ledger
-from scalesearch.search import BASELINE, Ask, Plan, Stopped, TrialResult
+from scalesearch.search import BASELINE, Plan, Request, Stopped, TrialResult
 from scalesearch.selection import Choice, select
 from scalesearch.training import Recipe, Result
 
@@ -215,14 +215,14 @@ def test_a_replay_asks_for_what_the_real_search_asks_for(searched: CompletedStud
     names = [candidate.id for candidate in plan.candidates]
     for one in results:
         if one.candidate.id != BASELINE and one.outcome.result is not None:
-            asked = one.outcome.evaluation
-            row = scores[asked.recipe.epochs / recipe.epochs][names.index(one.candidate.id)]
-            row[asked.seed] = one.outcome.result.val_accuracy
+            requested = one.outcome.evaluation
+            row = scores[requested.recipe.epochs / recipe.epochs][names.index(one.candidate.id)]
+            row[requested.seed] = one.outcome.result.val_accuracy
     problem = search.problem(plan, 4)
     recorded = Recorded(tuple(names), problem.macs, problem.points, scores, scores[1.0])
     again = replay(strategy_of(name), recorded, seeds=4, columns=list(range(most)))
     assert sorted(again.requests) == sorted(
-        Ask(names.index(t.candidate.id), e.seed, e.recipe.epochs / recipe.epochs)
+        Request(names.index(t.candidate.id), e.seed, e.recipe.epochs / recipe.epochs)
         for t in results
         if t.candidate.id != BASELINE
         for e in [t.outcome.evaluation]

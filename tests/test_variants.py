@@ -70,9 +70,9 @@ def test_an_absurd_phi_is_refused_by_its_name(baselines: dict[str, Network], rou
             for rounding in roundings.values():
                 with pytest.raises(ValueError, match=r"must be|are the most|raise the resolution") as refusal:
                     family(baseline, Coefficients(2, 2, 2), [1, phi], rounding=rounding)
-                said = str(refusal.value)
-                assert said.startswith(f"phi {phi:g}: ")
-                assert len(said) < 250
+                message = str(refusal.value)
+                assert message.startswith(f"phi {phi:g}: ")
+                assert len(message) < 250
 
 
 def test_every_file_loads_again_as_an_equal_network(
@@ -177,7 +177,7 @@ def command(
 
 
 def test_the_command_writes_the_variant_that_meets_a_budget(command: Callable[..., Any], tmp_path: Path) -> None:
-    code, answer, said = command("baseline=mobilenetv2", "budget.macs=150M", "budget.params=5M")
+    code, answer, message = command("baseline=mobilenetv2", "budget.macs=150M", "budget.params=5M")
     assert code == 0
     (row,) = answer["variants"]
     assert row["name"] == "mobilenetv2_macs150M_params5M"
@@ -188,12 +188,12 @@ def test_the_command_writes_the_variant_that_meets_a_budget(command: Callable[..
     assert budget["use"] == {"macs": row["macs"] / 150e6, "params": row["params"] / 5e6}
     assert budget["used_up"]
     assert budget["phi"] == row["phi"] < 0
-    assert "coefficients of the EfficientNet paper, found for EfficientNet-B0 on ImageNet" in said
-    assert "of budget.macs=150M, which binds; " in said
+    assert "coefficients of the EfficientNet paper, found for EfficientNet-B0 on ImageNet" in message
+    assert "of budget.macs=150M, which binds; " in message
     text = Path(row["file"]).read_text()
     for move in budget["moves"]:
         assert f"{move['what']} {move['before']} -> {move['after']}" in text
-        assert f"{move['what']} {move['before']} -> {move['after']}" in said
+        assert f"{move['what']} {move['before']} -> {move['after']}" in message
     assert f"{100 * row['macs'] / 150e6:.2f} % of budget.macs=150M" in text
     again, counted, _ = command("--config-dir", str(tmp_path / "variants"), f"baseline={row['name']}", "phis=[0]")
     assert again == 0
@@ -201,19 +201,19 @@ def test_the_command_writes_the_variant_that_meets_a_budget(command: Callable[..
 
 
 def test_a_budget_below_the_smallest_network_is_code_5_with_the_nearest(command: Callable[..., Any]) -> None:
-    code, answer, said = command("baseline=mobilenetv2", "budget.params=100k")
+    code, answer, message = command("baseline=mobilenetv2", "budget.params=100k")
     assert code == 5
     assert answer is None
-    assert "no network meets budget.params=100k: the smallest that the rule gives (phi = -13.9" in said
-    assert "32 px) needs 423 k, 4.23 x as much" in said
+    assert "no network meets budget.params=100k: the smallest that the rule gives (phi = -13.9" in message
+    assert "32 px) needs 423 k, 4.23 x as much" in message
 
 
 def test_a_grain_that_is_too_coarse_is_said(command: Callable[..., Any]) -> None:
-    code, answer, said = command("baseline=vit_tiny", "rounding=lite", "budget.params=5M")
+    code, answer, message = command("baseline=vit_tiny", "rounding=lite", "budget.params=5M")
     assert code == 0
     assert not answer["budget"]["used_up"]
     assert answer["budget"]["use"]["params"] < ENOUGH
-    assert "the grain allows no more" in said
+    assert "the grain allows no more" in message
 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(command: Callable[..., Any], tmp_path: Path) -> None:
@@ -233,11 +233,11 @@ def test_what_cannot_be_is_refused_before_anything_is_written(command: Callable[
     ]
     for overrides, words in cases:
         with case(overrides, words):
-            code, answer, said = command(*overrides)
+            code, answer, message = command(*overrides)
             assert code == 2
             assert answer is None
-            assert words in said
-            assert said.count("\n") == 1
+            assert words in message
+            assert message.count("\n") == 1
             assert list(tmp_path.iterdir()) == []
 
 

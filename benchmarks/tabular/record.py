@@ -36,9 +36,9 @@ def main() -> None:
     parser.add_argument("baseline")
     parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--workspace", default="workspace")
-    asked = parser.parse_args()
+    requested = parser.parse_args()
     images = ("data.num_train=12000", "data.num_val=10000")  # as these tables were recorded
-    words = [f"baseline={asked.baseline}", *images, f"workspace={asked.workspace}"]
+    words = [f"baseline={requested.baseline}", *images, f"workspace={requested.workspace}"]
     experiment = StudySettings.of(Groups(plain(compose.composed("run", *words))))
     network, rounding = experiment.proxy_network
     plan = search.candidates(network, experiment.grid, experiment.budget, rounding)
@@ -47,7 +47,7 @@ def main() -> None:
     owner: dict[Evaluation, tuple[search.Candidate, float]] = {}
 
     def evaluations() -> Iterator[Evaluation]:
-        for seed in range(asked.seeds):
+        for seed in range(requested.seeds):
             for share in reversed(SHARES):
                 recipe = replace(experiment.recipe, epochs=share * experiment.recipe.epochs)
                 for candidate in (plan.baseline, *plan.candidates):
@@ -84,8 +84,8 @@ def main() -> None:
             if not outcome.reused:
                 print(number, row["candidate"], row["epochs"], row["seed"], row["val_accuracy"], flush=True)
     table = pd.DataFrame(rows).sort_values(["candidate", "epochs", "seed"], ignore_index=True)
-    table.to_csv(HERE / f"{asked.baseline}.csv", index=False)
-    np.savez_compressed(HERE / f"{asked.baseline}.npz", **dict(sorted(right.items())))
+    table.to_csv(HERE / f"{requested.baseline}.csv", index=False)
+    np.savez_compressed(HERE / f"{requested.baseline}.npz", **dict(sorted(right.items())))
 
 
 if __name__ == "__main__":

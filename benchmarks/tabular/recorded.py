@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from scalesearch.search import Ask, History, Problem, Stop, Strategy, requests
+from scalesearch.search import History, Problem, Request, Stop, Strategy, requests
 
 Scores = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -59,7 +59,7 @@ class Replayed(NamedTuple):
 
     chosen: int
     compute: float
-    requests: list[Ask]
+    requests: list[Request]
     stopped: dict[int, str]
 
 
@@ -69,18 +69,18 @@ def replay(strategy: Strategy, recorded: Recorded, *, seeds: int, columns: Seque
     The choice is that of `selection.select` with the rule "best": the highest mean of those that were not stopped.
     """
     problem, seen = Problem(recorded.macs, recorded.points, seeds), History()
-    asked, stopped = list[Ask](), dict[int, str]()
+    requested, stopped = list[Request](), dict[int, str]()
 
-    def score(request: Ask) -> float:
+    def score(request: Request) -> float:
         return float(recorded.scores[request.share][request.candidate, columns[request.seed]])
 
     for step in requests(strategy, problem, lambda request: (score(request),)):
         if isinstance(step, Stop):
             stopped[step.candidate] = step.reason
         elif step is not None:
-            asked.append(step)
+            requested.append(step)
             seen.show(step, score(step))
     contenders = [c for c in range(problem.size) if c not in stopped and seen.of(c)]
     chosen = max(contenders, key=lambda c: (round(seen.mean(c), 12), -recorded.macs[c], -c))
-    spent = sum(recorded.macs[request.candidate] * request.share for request in asked)
-    return Replayed(chosen, spent / sum(recorded.macs), asked, stopped)
+    spent = sum(recorded.macs[request.candidate] * request.share for request in requested)
+    return Replayed(chosen, spent / sum(recorded.macs), requested, stopped)

@@ -147,10 +147,10 @@ def ties(baseline: str, name: str, replays: int) -> tuple[float, float]:
     for number in range(replays):
         columns = np.random.default_rng(number).integers(0, num_seeds, DRAWS).tolist()
         found = replay(experiment.search.strategy, recorded, seeds=SEEDS, columns=columns)
-        asked = [(plan.baseline, seed) for seed in range(SEEDS)]
-        asked += [(plan.candidates[request.candidate], request.seed) for request in found.requests]
+        requested = [(plan.baseline, seed) for seed in range(SEEDS)]
+        requested += [(plan.candidates[request.candidate], request.seed) for request in found.requests]
         trials = []
-        for candidate, seed in asked:
+        for candidate, seed in requested:
             evaluation = Evaluation(candidate.network, experiment.recipe, "", seed)
             outcome = Outcome(evaluation, results[candidate.id, columns[seed]], "", reused=True)
             trials.append(TrialResult(candidate, outcome))

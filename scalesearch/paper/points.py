@@ -180,18 +180,18 @@ class Trainings:
                     self._run([point for point in wave if point.data == data], data, progress)
 
     def _run(self, points: Sequence[Point], data: DataSpec, progress: Progress) -> None:
-        asked: dict[str, list[tuple[Point, Evaluation]]] = {}
+        requested: dict[str, list[tuple[Point, Evaluation]]] = {}
         for point, seed in itertools.product(points, range(self.setting.seeds)):
             evaluation = self.evaluation(point, seed)
             if evaluation is not None:
-                asked.setdefault(evaluation.key, []).append((point, evaluation))
+                requested.setdefault(evaluation.key, []).append((point, evaluation))
                 continue
             assert point.after is not None
             first = self.outcome(point.after, seed)
             reason = f"what it starts from failed: {first.reason}"
             self._came(point, Outcome(first.evaluation, None, reason, reused=True), progress)
-        for outcome in self._session.evaluator(data).run(rows[0][1] for rows in asked.values()):
-            for point, _ in asked[outcome.evaluation.key]:
+        for outcome in self._session.evaluator(data).run(rows[0][1] for rows in requested.values()):
+            for point, _ in requested[outcome.evaluation.key]:
                 self._came(point, outcome, progress)
 
     def _came(self, point: Point, outcome: Outcome, progress: Progress) -> None:

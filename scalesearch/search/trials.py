@@ -10,7 +10,7 @@ from typing import NamedTuple
 from scalesearch.evaluation import Evaluation, Evaluator, Outcome
 from scalesearch.search.optuna_view import OptunaView
 from scalesearch.search.plan import BASELINE, Candidate, Grid, Plan
-from scalesearch.search.strategies import Ask, History, Problem, Step, Stop, Strategy
+from scalesearch.search.strategies import History, Problem, Request, Step, Stop, Strategy
 from scalesearch.training import Recipe
 
 
@@ -55,14 +55,14 @@ def possible(
 
 
 def requests(
-    strategy: Strategy, problem: Problem, score: Callable[[Ask], tuple[float | None] | None]
+    strategy: Strategy, problem: Problem, score: Callable[[Request], tuple[float | None] | None]
 ) -> Iterator[Step]:
     """What a strategy asks for and stops, in order, and None where it must wait for a score that is not there yet.
 
     score: of a request, as a tuple of one, which holds None where the training failed; None while it is under way. It
         is shown to the strategy when `lookahead` says so, and never sooner.
     """
-    seen, unseen = History(), deque[Ask]()
+    seen, unseen = History(), deque[Request]()
 
     def show_next() -> Iterator[None]:
         while (known := score(unseen[0])) is None:
@@ -74,7 +74,7 @@ def requests(
             yield from show_next()
             continue
         yield step
-        if isinstance(step, Ask):
+        if isinstance(step, Request):
             unseen.append(step)
             while strategy.lookahead is not None and len(unseen) >= strategy.lookahead:
                 yield from show_next()
@@ -118,7 +118,7 @@ class _Loop:
         self._plan, self._strategy, self._make, self._view = plan, strategy, make, view
         self._problem = problem(plan, seeds)
         self._most = sum(count for count, _ in strategy.possible(self._problem))  # trainings of one candidate
-        self._asked: dict[Ask, Evaluation] = {}
+        self._requested: dict[Request, Evaluation] = {}
         self._num_asked: Counter[str] = Counter()
         self._owners: dict[Evaluation, list[Candidate]] = defaultdict(list)
         self._arrived: dict[Evaluation, Outcome] = {}
@@ -138,11 +138,11 @@ class _Loop:
             else:
                 candidate = self._plan.candidates[step.candidate]
                 self._view.begin(candidate)
-                self._asked[step] = self._request(candidate, step.seed, step.share)
-                yield self._asked[step]
+                self._requested[step] = self._request(candidate, step.seed, step.share)
+                yield self._requested[step]
 
-    def _score(self, request: Ask) -> tuple[float | None] | None:
-        if (outcome := self._arrived.get(self._asked[request])) is None:
+    def _score(self, request: Request) -> tuple[float | None] | None:
+        if (outcome := self._arrived.get(self._requested[request])) is None:
             return None
         return (None if outcome.result is None else outcome.result.val_accuracy,)
 

@@ -15,7 +15,7 @@ class CostEffect(NamedTuple):
 
     slope: accuracy gained by a doubling of the counted multiply-adds, with the bounds `low` and `high`.
     share: of the variance of the means, that the cost explains; NaN where the means do not vary.
-    dearest: whether the choice is the candidate of most multiply-adds.
+    most_expensive: whether the choice is the candidate of most multiply-adds.
     order: the candidates after correction of their means to one cost, best first.
     """
 
@@ -23,7 +23,7 @@ class CostEffect(NamedTuple):
     low: float
     high: float
     share: float
-    dearest: bool
+    most_expensive: bool
     order: tuple[str, ...]
 
     @property
@@ -54,6 +54,6 @@ def cost_effect(
         low=slope - reach,
         high=slope + reach,
         share=float(line.rvalue) ** 2 if np.ptp(accuracy) > 0 else math.nan,
-        dearest=macs[chosen] == max(macs.values()),
+        most_expensive=macs[chosen] == max(macs.values()),
         order=tuple(sorted(names, key=lambda name: (-rest[name], name))),
     )

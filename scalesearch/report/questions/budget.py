@@ -43,7 +43,7 @@ def answer(facts: Facts) -> Values:
         "least": least,
         "most": most,
         "place": place,
-        "dearest": None if effect is None else effect.dearest,
+        "dearest": None if effect is None else effect.most_expensive,
         "limits": limits,
         "grid_edges": edges,
         "binds": binds,
@@ -56,7 +56,7 @@ def words(values: Values) -> list[str]:
         f"{values['most']:.3f} that budget.tolerance lets in"
     )
     if values["dearest"] is not None:
-        place += f", and is {'' if values['dearest'] else 'not '}the dearest candidate"
+        place += f", and is {'' if values['dearest'] else 'not '}the most expensive candidate"
     binds = ", ".join(values["binds"]) or "None: the choice lies at the edge of no budget"
     paragraphs = [f"{binds}.", f"{place}."]
     for row in values["limits"]:

@@ -20,7 +20,8 @@ def answer(facts: Facts) -> Values:
     corrected = facts.choice.candidates.set_index("candidate")["val_accuracy_corrected"]
     ratios = [facts.candidates[name].ratio for name in effect.order]
     return {
-        **effect._asdict(),
+        **{key: value for key, value in effect._asdict().items() if key != "most_expensive"},
+        "dearest": effect.most_expensive,  # the name of the key in report.json since 0.1.0
         "order": list(effect.order),
         "shown": effect.shown,
         "share": None if math.isnan(effect.share) else effect.share,
@@ -42,8 +43,8 @@ def words(values: Values) -> list[str]:
     paragraphs = [
         f"{verdict}: a doubling of the multiply-adds goes with {interval(values, 'slope')} points (least squares over "
         f"the candidates){share}. The {values['num_candidates']} candidates span {values['doublings']:.2f} doublings.",
-        f"{values['chosen']}, the choice, is {'' if values['dearest'] else 'not '}the dearest candidate. With all "
-        f"means corrected to {values['macs_ratio']:g} times the 1x network, the order is {order}.",
+        f"{values['chosen']}, the choice, is {'' if values['dearest'] else 'not '}the most expensive candidate. With "
+        f"all means corrected to {values['macs_ratio']:g} times the 1x network, the order is {order}.",
     ]
     first = values["order"][0]
     if first != values["best"] and not values["shown"]:

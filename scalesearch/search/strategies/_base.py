@@ -13,7 +13,7 @@ from scalesearch.checks import between
 Lookahead = Annotated[int, between(1, 10_000, "trainings asked for before the first one's score is known")]
 
 
-class Ask(NamedTuple):
+class Request(NamedTuple):
     """A training that is asked for: a candidate by its place, a seed, and the share of the recipe's epochs."""
 
     candidate: int
@@ -28,7 +28,7 @@ class Stop(NamedTuple):
     reason: str
 
 
-Step = Ask | Stop | None
+Step = Request | Stop | None
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class History:
 
     scores: dict[float, dict[int, dict[int, float | None]]] = field(default_factory=dict)
 
-    def show(self, request: Ask, score: float | None) -> None:
+    def show(self, request: Request, score: float | None) -> None:
         self.scores.setdefault(request.share, {}).setdefault(request.candidate, {})[request.seed] = score
 
     def of(self, candidate: int, share: float = 1.0) -> dict[int, float]:

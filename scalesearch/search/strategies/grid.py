@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
 from scalesearch.checks import between, checked
-from scalesearch.search.strategies._base import Ask, History, Problem, Step
+from scalesearch.search.strategies._base import History, Problem, Request, Step
 
 
 @checked("search", kw_only=True)
@@ -19,7 +19,7 @@ class Strategy:
     def steps(self, problem: Problem, seen: History) -> Iterator[Step]:
         for candidate in range(problem.size):
             for seed in range(self.seeds or problem.seeds):
-                yield Ask(candidate, seed)
+                yield Request(candidate, seed)
 
     def expected(self, problem: Problem) -> list[tuple[int, float]]:
         return [(problem.size * (self.seeds or problem.seeds), 1.0)]

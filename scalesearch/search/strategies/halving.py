@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from scalesearch.checks import between, checked
-from scalesearch.search.strategies._base import Ask, History, Lookahead, Problem, Step, Stop
+from scalesearch.search.strategies._base import History, Lookahead, Problem, Request, Step, Stop
 
 Share = Annotated[float, between(0.01, 1)]
 
@@ -36,7 +36,7 @@ class Strategy:
     def steps(self, problem: Problem, seen: History) -> Iterator[Step]:
         rungs = (*self.shares, 1.0)
         reached = dict.fromkeys(range(problem.size), -1)  # the rung that each was asked for last
-        asked = 0
+        requested = 0
         while True:
             fresh = next((c for c, rung in reached.items() if rung < 0), None)
             going_on = self._next(seen, rungs, reached) if fresh is None else (fresh, 0)
@@ -44,9 +44,9 @@ class Strategy:
                 candidate, rung = going_on
                 reached[candidate] = rung
                 for seed in range(problem.seeds if rungs[rung] == 1 else 1):
-                    asked += 1
-                    yield Ask(candidate, seed, rungs[rung])
-            elif sum(len(seeds) for of in seen.scores.values() for seeds in of.values()) < asked:
+                    requested += 1
+                    yield Request(candidate, seed, rungs[rung])
+            elif sum(len(seeds) for of in seen.scores.values() for seeds in of.values()) < requested:
                 yield None
             else:
                 break

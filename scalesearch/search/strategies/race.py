@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Annotated
 
 from scalesearch.checks import between, checked
-from scalesearch.search.strategies._base import ENOUGH_FREEDOM, Ask, History, Lookahead, Problem, Step, Stop
+from scalesearch.search.strategies._base import ENOUGH_FREEDOM, History, Lookahead, Problem, Request, Step, Stop
 
 
 @checked("search", kw_only=True)
@@ -28,45 +28,47 @@ class Strategy:
 
     def steps(self, problem: Problem, seen: History) -> Iterator[Step]:
         for candidate in range(problem.size):
-            yield Ask(candidate, 0)
+            yield Request(candidate, 0)
         left = self.compute * problem.seeds * sum(problem.macs) - sum(problem.macs)
         yield from self.add_seeds(problem, seen, dict.fromkeys(range(problem.size), 1), left)
 
-    def add_seeds(self, problem: Problem, seen: History, asked: dict[int, int], left: float) -> Iterator[Step]:
-        """The race among the candidates of `asked` (how many seeds each has had), for `left` multiply-adds."""
-        alive = set(asked)
+    def add_seeds(self, problem: Problem, seen: History, requested: dict[int, int], left: float) -> Iterator[Step]:
+        """The race among the candidates of `requested` (how many seeds each has had), for `left` multiply-adds."""
+        alive = set(requested)
         while True:
-            for stop in self._worse(problem, seen, alive, asked):
+            for stop in self._worse(problem, seen, alive, requested):
                 alive.discard(stop.candidate)
                 yield stop
-            if len(alive) == 1 and all(seen.num_shown(c) == asked[c] for c in alive):
+            if len(alive) == 1 and all(seen.num_shown(c) == requested[c] for c in alive):
                 return
-            deviation = seen.deviation(asked)
+            deviation = seen.deviation(requested)
 
             def bound(candidate: int, deviation: float = deviation) -> tuple[float, int]:
                 # The seeds under way count as well: else all workers would be given to the same candidate.
-                return seen.mean(candidate) + self.optimism * deviation / math.sqrt(asked[candidate]), -candidate
+                return seen.mean(candidate) + self.optimism * deviation / math.sqrt(requested[candidate]), -candidate
 
-            free = [c for c in alive if asked[c] < self.most_seeds and problem.macs[c] <= left and seen.num_shown(c)]
+            free = [
+                c for c in alive if requested[c] < self.most_seeds and problem.macs[c] <= left and seen.num_shown(c)
+            ]
             if free:
                 candidate = max(free, key=bound)
                 left -= problem.macs[candidate]
-                asked[candidate] += 1
-                yield Ask(candidate, asked[candidate] - 1)
-            elif any(seen.num_shown(c) < asked[c] for c in asked):
+                requested[candidate] += 1
+                yield Request(candidate, requested[candidate] - 1)
+            elif any(seen.num_shown(c) < requested[c] for c in requested):
                 yield None
             else:
                 return
 
-    def _worse(self, problem: Problem, seen: History, alive: set[int], asked: dict[int, int]) -> list[Stop]:
+    def _worse(self, problem: Problem, seen: History, alive: set[int], requested: dict[int, int]) -> list[Stop]:
         """Those that are out: significantly worse than the leader, or failed with every seed that they may have."""
         gone = [
             Stop(c, "every training of it failed")
             for c in alive
-            if not seen.of(c) and seen.num_shown(c) == asked[c] >= self.most_seeds
+            if not seen.of(c) and seen.num_shown(c) == requested[c] >= self.most_seeds
         ]
         finished = [c for c in alive if seen.of(c)]
-        deviation, freedom = seen.deviation(asked), seen.freedom(asked)
+        deviation, freedom = seen.deviation(requested), seen.freedom(requested)
         if len(finished) < 2 or freedom < ENOUGH_FREEDOM or deviation == 0:
             return gone
         leader = max(finished, key=lambda c: (seen.mean(c), len(seen.of(c)), -c))

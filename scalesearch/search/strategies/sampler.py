@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from scalesearch.checks import between, checked
 from scalesearch.search.strategies import race
-from scalesearch.search.strategies._base import Ask, History, Lookahead, Problem, Step, Stop
+from scalesearch.search.strategies._base import History, Lookahead, Problem, Request, Step, Stop
 
 if TYPE_CHECKING:
     import optuna
@@ -30,33 +30,33 @@ class Strategy(race.Strategy):
         left = self.compute * problem.seeds * sum(problem.macs)
         exploring = self.explore * left
         study, axes = optuna.create_study(direction="maximize", sampler=self._sampler()), _axes(problem)
-        asked: dict[int, int] = {}
+        requested: dict[int, int] = {}
         waiting: list[tuple[optuna.Trial, int, int]] = []
         known = 0  # proposals in a row of candidates that have all their seeds: then there is nothing to be learnt
         while known < 2 * problem.size:
-            for told in [one for one in waiting if one[2] < seen.num_shown(one[1])]:
-                trial, candidate, seed = told
-                waiting.remove(told)
+            for finished in [one for one in waiting if one[2] < seen.num_shown(one[1])]:
+                trial, candidate, seed = finished
+                waiting.remove(finished)
                 score = seen.of(candidate).get(seed)
                 study.tell(trial, score, state=None if score is not None else fail)
             trial = study.ask(axes)
             candidate = problem.nearest(trial.params["alpha"], trial.params["beta"])
-            if asked.get(candidate, 0) >= self.most_seeds:
+            if requested.get(candidate, 0) >= self.most_seeds:
                 known += 1
                 study.tell(trial, state=fail)
                 continue
-            if asked and problem.macs[candidate] > exploring:
+            if requested and problem.macs[candidate] > exploring:
                 break
             known = 0
             exploring -= problem.macs[candidate]
             left -= problem.macs[candidate]
-            seed = asked.get(candidate, 0)
-            asked[candidate] = seed + 1
+            seed = requested.get(candidate, 0)
+            requested[candidate] = seed + 1
             waiting.append((trial, candidate, seed))
-            yield Ask(candidate, seed)
-        yield from self.add_seeds(problem, seen, asked, left)
+            yield Request(candidate, seed)
+        yield from self.add_seeds(problem, seen, requested, left)
         for candidate in range(problem.size):
-            if candidate not in asked:
+            if candidate not in requested:
                 yield Stop(candidate, "never proposed")
 
     def _sampler(self) -> optuna.samplers.BaseSampler:

@@ -43,7 +43,7 @@ def client_of(uri: str) -> Any:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def seen(uri: str, study: str) -> dict[str, Any]:
+def logged(uri: str, study: str) -> dict[str, Any]:
     """Everything that MLflow shows of a study, by our ids; fails on a run that is there twice."""
     client = client_of(uri)
     experiment = client.get_experiment_by_name(study)
