@@ -309,7 +309,8 @@ _MOST_TIMED = 6  # networks of a plan; others are taken to be as fast per multip
 
 
 def _table(network: AnyNetwork, recipe: Recipe) -> dict[str, Any]:
-    return {"network": network.table(), "name": network.name, "recipe": asdict(recipe)}
+    table = {"network": network.table(), "name": network.name, "recipe": asdict(recipe)}
+    return table | ({"structure": identity(network)["structure"]} if isinstance(network, Factory) else {})
 
 
 def _outcome(evaluation: Evaluation, record: Mapping[str, Any], *, reused: bool) -> Outcome:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scalesearch.model.blocks import BLOCKS, Block, Layer
-from scalesearch.model.factory import make, make_on_meta, structure, trust
+from scalesearch.model.factory import make, make_on_meta, structure, trust, unchanged
 from scalesearch.model.records import BatchNorm, Convolution, Layers, Linear
 from scalesearch.network import DEFAULTS, AnyNetwork, Factory, Network, Place, Stage, where
 from scalesearch.text import near
@@ -29,6 +29,7 @@ __all__ = [
     "identity",
     "layers",
     "trust",
+    "unchanged",
 ]
 
 _WORDS = {"image": "feature maps", "tokens": "tokens", "pooled": "pooled features"}

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import re
 import sys
 from collections.abc import Callable
 from functools import lru_cache
@@ -19,10 +20,24 @@ from typing import Any
 import torch
 from torch import nn
 
+from scalesearch.model.hidden import hidden, needs_values
+from scalesearch.model.sources import Sources, sources, watched
 from scalesearch.network import Factory
 from scalesearch.text import raised
 
-_trusted: dict[str, Callable[..., nn.Module]] = {}
+
+class _Trusted:
+    """A function that was imported, and what it was seen to import and to open: by its import and its first call."""
+
+    def __init__(self, made: Callable[..., nn.Module]) -> None:
+        self.made = made
+        self.loaded: set[str] = set()
+        self.read: set[str] = set()
+        self.called = False
+        self.at_first: Sources | None = None
+
+
+_trusted: dict[str, _Trusted] = {}
 
 
 def trust(function: str, made: Callable[..., nn.Module] | None = None) -> None:
@@ -32,15 +47,17 @@ def trust(function: str, made: Callable[..., nn.Module] | None = None) -> None:
     Raises: ValueError: it cannot be imported, or is no function.
     """
     if made is not None:
-        _trusted[function] = made
+        _trusted[function] = _Trusted(made)
     if function in _trusted:
         return
     module_name, _, name = function.partition(":")
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)
+    loaded, read = set[str](), set[str]()
     try:
-        module = importlib.import_module(module_name)
+        with watched(loaded, read):
+            module = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(
             f"baseline.factory is {function!r}, but {module_name} cannot be imported ({error}); it must be installed, "
@@ -48,10 +65,11 @@ def trust(function: str, made: Callable[..., nn.Module] | None = None) -> None:
         ) from None
     except (Exception, SystemExit) as error:  # a script's argparse, say, exits
         raise ValueError(f"baseline.factory is {function!r}; importing it raised {raised(error)}") from error
-    made = getattr(module, name, None)
-    if not callable(made):
+    found = getattr(module, name, None)
+    if not callable(found):
         raise ValueError(f"baseline.factory is {function!r}, but {module_name} has no function {name!r}")
-    _trusted[function] = made
+    _trusted[function] = _Trusted(found)
+    _trusted[function].loaded, _trusted[function].read = loaded, read
 
 
 def make(network: Factory) -> nn.Module:
@@ -62,7 +80,7 @@ def make(network: Factory) -> nn.Module:
             f"not run. Name it yourself: baseline.factory={network.function}"
         )
     try:
-        module = _trusted[network.function](
+        module = _trusted[network.function].made(
             depth=network.depth,
             width=network.width,
             resolution=network.resolution,
@@ -92,14 +110,62 @@ def make_on_meta(network: Factory) -> nn.Module:
 def structure(network: Factory) -> str:
     """A digest of what the function makes: two networks that share it are the same training.
 
-    It is made of names and shapes of the weights, of how the modules print themselves (strides, kernels) and of
-    the function's source file: an edited function makes new networks.
+    It is made of names and shapes of the weights, of how the modules print themselves (strides, kernels), of the
+    values that they have beside these, and of what the function depends on (`sources`): an edit of any of its files
+    makes new networks. A function of one file, with no such values, has the digest that the first release gave it.
     """
-    module = make_on_meta(network)
-    source = inspect.getsourcefile(inspect.unwrap(_trusted[network.function]))
+    loaded, read = set[str](), set[str]()
+    with watched(loaded, read):
+        module = make_on_meta(network)
+        values_of = module
+        if needs_values(module):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                values_of = make(network)
+    trusted = _trusted[network.function]
+    if not trusted.called:  # what it keeps from its first call on, it opens no more
+        trusted.loaded |= loaded
+        trusted.read |= read
+        trusted.called = True
+    reached = sources(network.function, trusted.made, trusted.loaded | loaded, trusted.read | read)
+    own = _own_source(trusted.made)
     values: dict[str, Any] = {
         "weights": [[name, list(tensor.shape)] for name, tensor in module.state_dict().items()],
-        "modules": str(module),
-        "source": hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else None,
+        "modules": re.sub(r" at 0x[0-9a-f]+", "", str(module)),  # an address is another in each process
+        "source": own,
     }
+    others = {name: digest for name, digest in reached.modules.items() if digest != own}
+    beside = {
+        "hidden": hidden(values_of),
+        "reached": others,
+        "packages": reached.packages,
+        "files": reached.files,
+    }
+    values |= {key: more for key, more in beside.items() if more}
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def unchanged(network: Factory, digest: str) -> None:
+    """Nothing, where `network` has this `structure` here, and its files are those that were imported.
+
+    Raises: ValueError: they were edited since, or are others on this machine.
+    """
+    here = structure(network)
+    trusted = _trusted[network.function]
+    now = sources(network.function, trusted.made, trusted.loaded, trusted.read)
+    if trusted.at_first is None:
+        trusted.at_first = now
+    if here != digest or now != trusted.at_first:
+        raise ValueError(
+            f"the network of {network.function} is not the one that was planned: a file or a package that it depends "
+            "on was changed since the command began, or is another one for this worker; give the same command again"
+        )
+
+
+def _own_source(made: Callable[..., nn.Module]) -> str | None:
+    """Digest of the file in which the function stands; None of what stands in none, such as a `partial`."""
+    try:
+        source = inspect.getsourcefile(inspect.unwrap(made))
+    except TypeError:
+        return None
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source and Path(source).is_file() else None

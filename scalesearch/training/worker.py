@@ -8,7 +8,7 @@ from typing import Any
 
 from scalesearch.data import Data, DataSpec, load
 from scalesearch.machine import environment, torch_device
-from scalesearch.model import trust
+from scalesearch.model import trust, unchanged
 from scalesearch.network import AnyNetwork, Factory, from_table
 from scalesearch.training import timing
 from scalesearch.training.checkpoint import load_weights
@@ -61,6 +61,7 @@ def _network(specification: dict[str, Any]) -> AnyNetwork:
     network = from_table(specification["network"], name=specification["name"])
     if isinstance(network, Factory):
         trust(network.function)  # the user has named it to the driver
+        unchanged(network, specification["structure"])
     return network
 
 
