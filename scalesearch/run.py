@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from scalesearch import report, search, variants
@@ -14,7 +14,7 @@ from scalesearch.search import BASELINE, Plan, Stopped, TrialResult
 from scalesearch.selection import Choice, select
 from scalesearch.session import Session
 from scalesearch.study import Answer, Study, StudySettings, possible_of, write_answer, write_trials
-from scalesearch.tracking import StudyLog, Tracker
+from scalesearch.tracking import StudyLog, recipe_params
 
 
 def search_and_scale(settings: StudySettings, session: Session) -> tuple[list[TrialResult], Answer | None]:
@@ -30,7 +30,7 @@ def search_and_scale(settings: StudySettings, session: Session) -> tuple[list[Tr
     with session:
         data = session.data(settings.data)
         study = Study.begin(settings, plan, data, init)
-        with _log(settings, plan, data, init) as log:
+        with _log(settings, session, plan, data, init) as log:
             session.forget_failures(one for _, one in possible_of(settings, plan, data, init))
             session.out.say(summary(plan, settings))
 
@@ -53,7 +53,7 @@ def search_and_scale(settings: StudySettings, session: Session) -> tuple[list[Tr
             values, files = write_answer(settings, answer)
             files.append(report.write(report.read(study), study.directory))
             weights = session.ledger.weights_path(finished[chosen.id][0].key)
-            waiting = log.finished(values, chosen, choice, files=files, weights=weights)
+            waiting = log.answered(values, chosen, choice, files=files, weights=weights)
     return trials, replace(answer, values=values, waiting=waiting)
 
 
@@ -96,7 +96,7 @@ def _train_candidates(
             else:
                 trials.append(one)
                 study.record(settings, one)
-                log.trained(one, trials)
+                log.candidate(one, trials, epochs=settings.recipe.epochs)
                 progress.update(one.candidate.id, one.outcome, ranked=one.candidate.id != BASELINE)
     return trials, stopped
 
@@ -124,15 +124,8 @@ def _finished(settings: StudySettings, trials: Sequence[TrialResult], name: str)
     return sorted(whole, key=lambda evaluation: evaluation.seed)
 
 
-def _log(settings: StudySettings, plan: Plan, data: Data, init: str | None) -> StudyLog:
-    """What MLflow is told of the study."""
-    tracker = Tracker(
-        uri=settings.tracking.uri,
-        workspace=settings.workspace,
-        study=settings.study,
-        directory=settings.directory,
-        replay=settings.tracking.name == "mlflow",
-    )
+def _log(settings: StudySettings, session: Session, plan: Plan, data: Data, init: str | None) -> StudyLog:
+    """What MLflow shows of the study."""
     params: dict[str, Any] = {
         "baseline": settings.baseline.name,
         "rounding": settings.rounding.name,
@@ -141,16 +134,15 @@ def _log(settings: StudySettings, plan: Plan, data: Data, init: str | None) -> S
         **{f"budget.{name}": limit for name, limit in settings.limits.given().items()},
         "candidates": len(plan.candidates),
         **({} if init is None else {"init": settings.init, "init.sha256": init}),
-        **{f"recipe.{key}": value for key, value in asdict(settings.recipe).items()},
+        **recipe_params(settings.recipe, settings.seeds),
     }
     return StudyLog(
-        tracker,
-        study=settings.study,
+        session.tracker(),
+        command="run",
+        name=settings.study,
         directory=settings.directory,
-        seeds=settings.seeds,
-        epochs=settings.recipe.epochs,
         params=params,
         summary=summary(plan, settings),
-        data=data,
-        source=settings.data.root or settings.data.name,
+        data={settings.data.root or settings.data.name: data},
+        files=[settings.directory / "settings.yaml"],
     )

@@ -9,19 +9,20 @@ return session.exit_code(outcomes)
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scalesearch import pretrained
-from scalesearch.config import ExecutorChoice
+from scalesearch.config import ExecutorChoice, Tracking
 from scalesearch.data import Data, DataSpec, load
 from scalesearch.evaluation import Evaluation, Evaluator, Outcome, Work, counts, mixed_precision
 from scalesearch.ledger import Ledger, lock_study
 from scalesearch.network import AnyNetwork
 from scalesearch.screen import Screen
+from scalesearch.tracking import CommandLog, Tracker, mlflow_experiment
 from scalesearch.workspace import ALL_FAILED, DONE, SOME_FAILED
 
 
@@ -29,7 +30,7 @@ from scalesearch.workspace import ALL_FAILED, DONE, SOME_FAILED
 class Session:
     """Trainings of one command. Enter it to take the lock of `directory`, if there is one; workers start when needed.
 
-    retry: failed trainings of this command are forgotten first, and so run again.
+    retry: failed trainings of this command are forgotten first, and so run again. tracking: where `log` is sent to.
     """
 
     workspace: Path
@@ -37,6 +38,7 @@ class Session:
     out: Screen
     directory: Path | None = None
     retry: bool = False
+    tracking: Tracking | None = None
     _open: ExitStack = field(default_factory=ExitStack)
     _data: dict[DataSpec, Data] = field(default_factory=dict)
     _evaluators: dict[DataSpec, Evaluator] = field(default_factory=dict)
@@ -99,18 +101,46 @@ class Session:
                 forgotten += 1
         self.out.say(f"{forgotten} failed trainings are run again")
 
+    def tracker(self) -> Tracker:
+        """The writer of this command's records for MLflow, kept in its directory, which is locked."""
+        assert self.directory is not None
+        assert self.tracking is not None
+        return Tracker(
+            uri=self.tracking.uri,
+            workspace=self.workspace,
+            directory=self.directory,
+            replay=self.tracking.name == "mlflow",
+        )
+
+    def log(
+        self, command: str, name: str, *, params: Mapping[str, object], summary: str, specs: Iterable[DataSpec]
+    ) -> CommandLog:
+        """What this command records in MLflow, of trainings on `specs`; enter it, and give it to `run` and `finish`."""
+        assert self.directory is not None
+        return CommandLog(
+            self.tracker(),
+            command=command,
+            name=name,
+            directory=self.directory,
+            params=params,
+            summary=summary,
+            data={spec.root or spec.name: self.data(spec) for spec in specs},
+        )
+
     def run(
         self,
         evaluations: Sequence[Evaluation],
         spec: DataSpec,
         *,
         name: Callable[[Evaluation], str],
+        log: CommandLog,
     ) -> list[Outcome]:
-        """Outcomes in the order in which they come, each shown under its `name`."""
+        """Outcomes in the order in which they come, each shown and logged under its `name`."""
         evaluator, outcomes = self.evaluator(spec), []
         with self.out.progress(total=len(evaluations), slots=evaluator.slots) as shown:
             for outcome in evaluator.run(evaluations):
                 outcomes.append(outcome)
+                log.trained(name(outcome.evaluation), outcome)
                 shown.update(name(outcome.evaluation), outcome)
         return outcomes
 
@@ -128,7 +158,7 @@ class Session:
         return self.evaluator(spec).expected_seconds(work)
 
     def finish(self, outcomes: Sequence[Outcome]) -> int:
-        """Say what failed and what was trained in different precisions; the exit code of these trainings."""
+        """Report what failed and what was trained in different precisions; the exit code of these trainings."""
         failed = [outcome for outcome in outcomes if outcome.result is None]
         if (mixed := mixed_precision(outcomes)) is not None:
             self.out.warn(mixed)
@@ -140,6 +170,17 @@ class Session:
             )
             self.out.say("when the cause is mended: the same command with retry=true")
         return DONE if not failed else SOME_FAILED if len(failed) < len(outcomes) else ALL_FAILED
+
+    def conclude(
+        self, log: CommandLog, code: int, *, metrics: Mapping[str, float | None], files: Sequence[Path]
+    ) -> None:
+        """Record what the command came to, and report what MLflow has not got."""
+        waiting = log.concluded(metrics=metrics, files=files, failed=code == ALL_FAILED)
+        if waiting is not None:
+            self.out.warn(waiting)
+        assert self.directory is not None
+        if self.tracking is not None and self.tracking.name == "mlflow":
+            self.out.say(f"MLflow: scalesearch ui study={mlflow_experiment(self.directory)} workspace={self.workspace}")
 
 
 def counts_line(outcomes: Iterable[Outcome]) -> str:

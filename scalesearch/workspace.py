@@ -6,6 +6,7 @@ Only light modules are imported here: the help of a command is made of this.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from scalesearch.text import near
 # Exit codes; docs/architecture.md explains each.
 DONE, USAGE, SOME_FAILED, ALL_FAILED, INFEASIBLE, LOCKED, ENVIRONMENT = 0, 2, 3, 4, 5, 6, 7
 INTERRUPTED, TERMINATED = 130, 143
+TRAININGS = "trainings"
 
 
 class Infeasible(Exception):  # noqa: N818 - an answer: no network meets the constraints
@@ -50,6 +52,11 @@ def study_directory(workspace: Path, study: str) -> Path:
     return workspace / "studies" / study
 
 
+def training_directory(workspace: Path, network: str, key: str) -> Path:
+    """Where `train` keeps what it has for MLflow; `key` is that of its first seed."""
+    return workspace / TRAININGS / f"{re.sub(r'[^A-Za-z0-9_.+-]+', '_', network)}-{key[:8]}"
+
+
 def experiment_directory(workspace: Path, experiment: str) -> Path:
     """Where an experiment of the paper keeps its tables and figures; it may not be there yet."""
     return workspace / "experiments" / experiment
@@ -60,11 +67,31 @@ def find_study(workspace: Path, study: str | None) -> Path:
 
     Raises: ValueError that lists the known ones.
     """
-    known = sorted(path.parent.name for path in (workspace / "studies").glob("*/settings.yaml"))
+    found = {path.parent.name: path.parent for path in sorted((workspace / "studies").glob("*/settings.yaml"))}
+    return _named(found, workspace, study)
+
+
+def find_records(workspace: Path, name: str | None) -> Path:
+    """The directory of a study, an experiment or a training that has records for MLflow; the only one if none is named.
+
+    Raises: ValueError that lists the known ones.
+    """
+    found = {
+        path.parent.name: path.parent
+        for kind in (TRAININGS, "experiments", "studies")  # a study comes last: of equal names it is meant
+        for path in sorted((workspace / kind).glob("*/tracking.jsonl"))
+    }
+    if name is not None and name not in found:
+        found |= {name: find_study(workspace, name)}
+    return _named(found, workspace, name)
+
+
+def _named(found: Mapping[str, Path], workspace: Path, study: str | None) -> Path:
+    known = list(found)
     if study is None and len(known) == 1:
         study = known[0]
-    if study in known:
-        return study_directory(workspace, str(study))
+    if study in found:
+        return found[str(study)]
     if not known:
         raise ValueError(f"there is no study in {workspace}; first: scalesearch run, or name another workspace=DIR")
     if study is None:

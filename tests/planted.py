@@ -121,7 +121,7 @@ class Place:
         return self._call(self.path, [*words, "executor.name=planted", "--json"])
 
     def fidelity(self, *words: str) -> Ended:
-        return self.gives("reproduce", "fidelity", *words)
+        return self.gives("reproduce", "fidelity", "tracking=none", *words)
 
     def answers(self) -> list[dict[str, Any]]:
         return json.loads((self.study / "fidelity.json").read_text())  # type: ignore[no-any-return]

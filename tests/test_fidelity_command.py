@@ -316,7 +316,16 @@ def test_a_real_one_is_interrupted_goes_on_and_trains_nothing_twice(call: Call, 
     smaller = ("recipe.seeds=1", "recipe.batch_size=32", "data.num_train=256")
     ended = call(tmp_path, ["run", *SEARCH, *smaller, "executor.workers=1", "--json"])
     assert ended.code == 0, ended.output
-    words = ["reproduce", "fidelity", "candidates=3", "factor=3", "seeds=1", "executor.workers=1", "--json"]
+    words = [
+        "reproduce",
+        "fidelity",
+        "candidates=3",
+        "factor=3",
+        "seeds=1",
+        "executor.workers=1",
+        "tracking=none",
+        "--json",
+    ]
 
     def recorded() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in tmp_path.glob("workspace/evaluations/??/*.json")}

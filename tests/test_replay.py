@@ -115,7 +115,7 @@ def test_without_replay_mlflow_learns_of_it_by_sync(place: Place) -> None:
     assert client_of(place.uri).get_experiment_by_name("later") is None
     assert tracking.sync(**place.settings("later")) > 0
     assert len(logged(place.uri, "later")) == 1 + CANDIDATES * (1 + SEEDS)
-    with pytest.raises(ValueError, match="nothing was recorded for study 'never'"):
+    with pytest.raises(ValueError, match="nothing was recorded for 'never'"):
         tracking.sync(**place.settings("never"))
 
 
@@ -123,7 +123,7 @@ def test_one_process_at_a_time_replays_a_study(place: Place) -> None:
     tracker = place.tracker("shared")
     tracker.start_run("run:1", name="run")
     wait_for(lambda: position(place.directory("shared")) > 0)
-    with pytest.raises(OSError, match="another process is sending study 'shared'"):
+    with pytest.raises(OSError, match="another process is sending 'shared'"):
         tracking.sync(**place.settings("shared"))
     assert tracker.close() is None
     assert tracking.sync(**place.settings("shared")) == 0
@@ -181,12 +181,12 @@ def test_a_replay_that_is_killed_gives_each_run_once(place: Place, candidates: i
         import sys
         from pathlib import Path
         from scalesearch import tracking
-        uri, workspace, directory, study = sys.argv[1:]
-        tracking.sync(uri=uri, workspace=Path(workspace), study=study, directory=Path(directory))
+        uri, workspace, directory = sys.argv[1:]
+        tracking.sync(uri=uri, workspace=Path(workspace), directory=Path(directory))
     """
     total = (directory / "tracking.jsonl").stat().st_size
     for part in parts:
-        command = [sys.executable, "-c", code, place.uri, str(place.workspace), str(directory), study]
+        command = [sys.executable, "-c", code, place.uri, str(place.workspace), str(directory)]
         process = subprocess.Popen(command)
         wait_for(lambda part=part: position(directory) > part * total)
         process.kill()
@@ -210,9 +210,7 @@ def test_a_server_that_never_answers_leaves_all_to_be_sent_later(tmp_path: Path)
     assert sentence is not None
     assert sentence.startswith("MLflow still lacks 1000 events (MLflow at http://127.0.0.1:")
     assert sentence.endswith("'scalesearch sync study=lonely' sends what waits")
-    with pytest.raises(
-        OSError, match="cannot be reached: connection refused; it still lacks 1000 events of study 'lonely'"
-    ):
+    with pytest.raises(OSError, match="cannot be reached: connection refused; it still lacks 1000 events of 'lonely'"):
         tracking.sync(**place.settings("lonely"))
 
 

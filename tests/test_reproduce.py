@@ -44,7 +44,7 @@ SMALLEST = {
 
 def call(*words: str) -> int:
     with pytest.raises(SystemExit) as ended:
-        main(list(words))
+        main([*words, *(["tracking=none"] if words[0] == "reproduce" else [])])
     assert isinstance(ended.value.code, int)
     return ended.value.code
 
@@ -130,7 +130,7 @@ def test_the_test_split_is_scored_where_it_is_asked_for(tmp_path: Path) -> None:
 
 def test_a_killed_experiment_goes_on_where_it_was(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ("figure4", *TINY, *SMALLEST["figure4"], "executor.workers=1", f"workspace={tmp_path}")
-    command = [str(Path(sys.executable).with_name("scalesearch")), "reproduce", *words]
+    command = [str(Path(sys.executable).with_name("scalesearch")), "reproduce", *words, "tracking=none"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -38,7 +38,7 @@ stages:
 """
 QUICK = (
     *("data=digits", "data.num_train=200", "data.num_val=100", "recipe.epochs=1", "recipe.seeds=2"),
-    *("recipe.batch_size=50", "recipe.autocast=off", "executor.workers=1"),
+    *("recipe.batch_size=50", "recipe.autocast=off", "executor.workers=1", "tracking=none"),
 )
 STILL = ("recipe.learning_rate=1e-8", "recipe.momentum=0", "recipe.weight_decay=0", "recipe.batch_size=200")
 

@@ -81,7 +81,7 @@ class Place:
         self.uri = uri if uri is not None else f"sqlite:///{workspace / 'mlflow.db'}"
 
     def settings(self, study: str) -> dict[str, Any]:
-        return {"uri": self.uri, "workspace": self.workspace, "study": study, "directory": self.directory(study)}
+        return {"uri": self.uri, "workspace": self.workspace, "directory": self.directory(study)}
 
     def directory(self, study: str) -> Path:
         return self.workspace / "studies" / study

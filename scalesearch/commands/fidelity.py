@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 GROUPS = {
     "baseline": None,  # a study has its own; only a Python function is named again: baseline.factory=module:function
     "executor": "local",
+    "tracking": "mlflow",
 }
 EXAMPLE = "scalesearch fidelity study=NAME against=phi factor=2 candidates=8"
 AGAINST = {"epochs": 4.0, "phi": 2.0, "proxy": 1.5}  # references that cost more, each with its usual factor
@@ -69,7 +70,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
         function=_function(groups),
         dry_run=arguments.dry_run,
     )
-    session = Session(arguments.workspace, groups.executor, out, study.directory, arguments.retry)
+    session = Session(arguments.workspace, groups.executor, out, study.directory, arguments.retry, groups.tracking)
     return fidelity.run(request, session)
 
 

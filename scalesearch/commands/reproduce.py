@@ -25,6 +25,7 @@ GROUPS = {
     "data@target": None,  # of transfer alone: the data that networks are tuned on
     "recipe": None,
     "executor": "local",
+    "tracking": "mlflow",
     "experiment": None,  # NAME, as in `scalesearch reproduce NAME`
 }
 MORE = ("baselines",)  # keys that an experiment's YAML may have beside the groups
@@ -59,7 +60,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     from scalesearch.session import Session
 
     request = request_of(arguments, groups)
-    session = Session(arguments.workspace, groups.executor, out, request.directory, arguments.retry)
+    session = Session(arguments.workspace, groups.executor, out, request.directory, arguments.retry, groups.tracking)
     return run_experiment(request, session)
 
 
@@ -84,7 +85,7 @@ def request_of(arguments: Arguments, groups: Groups) -> ExperimentRequest:
         )
     baselines, rounding = groups.baselines
     called, words = command_words("experiment")
-    silent = ("experiment=", "workspace=", "dry_run=", "retry=", "executor.")
+    silent = ("experiment=", "workspace=", "dry_run=", "retry=", "executor.", "tracking")
     return ExperimentRequest(
         name=called,
         experiment=experiment,

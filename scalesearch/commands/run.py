@@ -62,7 +62,9 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     from scalesearch.workspace import Infeasible
 
     settings = StudySettings.of(groups)
-    session = Session(settings.workspace, settings.executor, out, settings.directory, arguments.retry)
+    session = Session(
+        settings.workspace, settings.executor, out, settings.directory, arguments.retry, settings.tracking
+    )
     try:
         trials, answer = search_and_scale(settings, session)
     except Infeasible:

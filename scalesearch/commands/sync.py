@@ -8,7 +8,7 @@ from pydantic import Field
 
 from scalesearch.checks import checked
 from scalesearch.commands import status
-from scalesearch.workspace import DONE
+from scalesearch.workspace import DONE, find_records
 
 if TYPE_CHECKING:
     from scalesearch.config import Groups
@@ -25,17 +25,10 @@ class Arguments(status.Arguments):
 
 
 def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
-    """What waits in the study's spool is sent to MLflow."""
-    from scalesearch.study import Study
+    """What waits for MLflow, of a study, an experiment or a training, is sent."""
     from scalesearch.tracking import sync
 
-    study = Study.read(arguments.workspace, arguments.study)
-    sent = sync(
-        uri=groups.tracking.uri,
-        workspace=study.workspace,
-        study=study.name,
-        directory=study.directory,
-        rebuild=arguments.rebuild,
-    )
-    out.say(f"study {study.name}: {sent} records sent to MLflow")
+    directory = find_records(arguments.workspace, arguments.study)
+    sent = sync(uri=groups.tracking.uri, workspace=arguments.workspace, directory=directory, rebuild=arguments.rebuild)
+    out.say(f"{directory.name}: {sent} records sent to MLflow")
     return DONE

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from scalesearch.checks import between, checked
 from scalesearch.text import count, percent, plural
-from scalesearch.workspace import Directory, InitialWeights
+from scalesearch.workspace import Directory, InitialWeights, training_directory
 
 if TYPE_CHECKING:
     from scalesearch.config import Groups
@@ -27,6 +27,7 @@ GROUPS = {
     "data": "fashion_mnist",
     "executor": "local",
     "grid": None,  # none is read; recipe=quick, which brings one, can be chosen all the same
+    "tracking": "mlflow",
     "recipe": "default",
 }
 EXAMPLE = "scalesearch train baseline=efficientnet_b0 init=timm:efficientnet_b0 data=cifar10"
@@ -56,21 +57,26 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     from scalesearch.cost import cost
     from scalesearch.evaluation import Evaluation
     from scalesearch.session import Session
+    from scalesearch.tracking import recipe_params
 
     network = network_of(arguments, groups)
-    with Session(arguments.workspace, groups.executor, out, retry=arguments.retry) as session:
-        init = session.initial_weights(arguments.init, (groups.baseline, network), [network])
-        data, counted = session.data(groups.data), cost(network)
-        sizes = data.description
-        evaluations = [Evaluation(network, groups.recipe, data.fingerprint, seed, init) for seed in range(groups.seeds)]
+    session = Session(arguments.workspace, groups.executor, out, retry=arguments.retry, tracking=groups.tracking)
+    init = session.initial_weights(arguments.init, (groups.baseline, network), [network])
+    data, counted = session.data(groups.data), cost(network)
+    sizes = data.description
+    evaluations = [Evaluation(network, groups.recipe, data.fingerprint, seed, init) for seed in range(groups.seeds)]
+    session.directory = training_directory(arguments.workspace, network.name, evaluations[0].key)
+    summary = (
+        f"{network.name} at {network.resolution} px: "
+        f"{count(counted.macs)} multiply-adds, {count(counted.params)} params\n"
+        f"data: {sizes.name}, {sizes.num_train} images for training and {sizes.num_val} for validation; "
+        f"{plural(groups.seeds, 'seed')}"
+    )
+    params = {"network": network.name, "init": arguments.init, **recipe_params(groups.recipe, groups.seeds)}
+    with session, session.log("train", network.name, params=params, summary=summary, specs=[groups.data]) as log:
         session.forget_failures(evaluations)
-        out.say(
-            f"{network.name} at {network.resolution} px: "
-            f"{count(counted.macs)} multiply-adds, {count(counted.params)} params\n"
-            f"data: {sizes.name}, {sizes.num_train} images for training and {sizes.num_val} for validation; "
-            f"{plural(groups.seeds, 'seed')}"
-        )
-        outcomes = session.run(evaluations, groups.data, name=lambda _: network.name)
+        out.say(summary)
+        outcomes = session.run(evaluations, groups.data, name=lambda _: network.name, log=log)
         outcomes.sort(key=lambda outcome: outcome.evaluation.seed)
         finished = [outcome.evaluation for outcome in outcomes if outcome.result is not None]
         test = session.test_accuracy(finished, groups.data) if arguments.test else None
@@ -78,6 +84,9 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
         answer["init"] = None if init is None else {"source": arguments.init, "sha256": init}
         _show(answer, out)
         code = session.finish(outcomes)
+        metrics = {name: answer[name] for name in ("macs", "params", "val_accuracy_mean")}
+        metrics["test_accuracy"] = None if test is None else test["mean"]
+        session.conclude(log, code, metrics=metrics, files=[])
         out.answer(answer)
     return code
 

@@ -7,15 +7,15 @@ over that ranking, are trained longer, scaled further, or taken from a larger pr
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from scalesearch.evaluation import Outcome, counts
-from scalesearch.fidelity.completed import FidelityRequest, completed_study
+from scalesearch.fidelity.completed import CompletedStudy, FidelityRequest, completed_study
 from scalesearch.fidelity.judgement import judgement, trainings
 from scalesearch.fidelity.references import ReferenceTraining, estimate, judged, plan_values, planned
 from scalesearch.fidelity.shown import show_judgement, show_references
 from scalesearch.ledger import write_atomic
 from scalesearch.session import Session, counts_line
+from scalesearch.tracking import CommandLog
 from scalesearch.training import Result
 from scalesearch.workspace import DONE
 
@@ -26,7 +26,7 @@ def run(request: FidelityRequest, session: Session) -> int:
     """`scalesearch reproduce fidelity`: the exit code; what it comes to stands in the study's fidelity.json."""
     study, out = request.study, session.out
     completed = completed_study(request)
-    earlier = study.fidelity
+    _ = study.fidelity  # a damaged file is refused before anything is trained
     references = planned(request, completed)
     if request.dry_run:
         with Session(session.workspace, session.executor, out, retry=session.retry) as workers:
@@ -42,35 +42,56 @@ def run(request: FidelityRequest, session: Session) -> int:
                 f"trained on (fingerprint {data.fingerprint[:12]}, then {completed.fingerprint[:12]}), so nothing can "
                 "be compared; bring them back, or begin a new study: scalesearch run"
             )
-        evaluations = {one.evaluation.key: one.evaluation for one in references}
-        names = {one.evaluation.key: one.candidate.id for one in references}
-        session.forget_failures(evaluations.values())
-        outcomes = {
-            outcome.evaluation.key: outcome
-            for outcome in session.run(
-                list(evaluations.values()), completed.settings.data, name=lambda one: names[one.key]
-            )
-        }
-        file = study.directory / f"fidelity-{request.against}-{request.factor:.10g}.csv"
-        write_atomic(file, trainings(completed, references, outcomes).to_csv(index=False).encode())
-        code = session.finish(list(outcomes.values()))
-        finished = _finished(references, outcomes)
-        answer: dict[str, Any] = {
-            "study": study.name,
-            "evaluations": counts(outcomes.values()),
-            "directory": str(study.directory),
-        }
-        entry = judgement(request, completed, references, finished) if finished else None
-        if entry is not None:
-            same = ("against", "factor")
-            others = [one for one in earlier if [one[key] for key in same] != [entry[key] for key in same]]
-            content = json.dumps([*others, entry], indent=1, ensure_ascii=False).encode() + b"\n"
-            write_atomic(study.directory / "fidelity.json", content)
-            show_judgement(out, entry)
-            out.say(counts_line(outcomes.values()))
-            out.say(f"every training: {file}; the answer: {study.directory / 'fidelity.json'}")
-        out.answer(answer | {"fidelity": entry})
+        with _log(request, completed, session) as log:
+            return _compare(request, completed, references, session, log)
+
+
+def _compare(
+    request: FidelityRequest,
+    completed: CompletedStudy,
+    references: list[ReferenceTraining],
+    session: Session,
+    log: CommandLog,
+) -> int:
+    """Train the references and compare; the exit code."""
+    study, out, earlier = request.study, session.out, request.study.fidelity
+    evaluations = {one.evaluation.key: one.evaluation for one in references}
+    names = {one.evaluation.key: one.candidate.id for one in references}
+    session.forget_failures(evaluations.values())
+    came = session.run(list(evaluations.values()), completed.settings.data, name=lambda one: names[one.key], log=log)
+    outcomes = {outcome.evaluation.key: outcome for outcome in came}
+    files = [study.directory / f"fidelity-{request.against}-{request.factor:.10g}.csv"]
+    write_atomic(files[0], trainings(completed, references, outcomes).to_csv(index=False).encode())
+    code = session.finish(came)
+    finished = _finished(references, outcomes)
+    entry = judgement(request, completed, references, finished) if finished else None
+    if entry is not None:
+        same = ("against", "factor")
+        others = [one for one in earlier if [one[key] for key in same] != [entry[key] for key in same]]
+        content = json.dumps([*others, entry], indent=1, ensure_ascii=False).encode() + b"\n"
+        files.append(study.directory / "fidelity.json")
+        write_atomic(files[1], content)
+        show_judgement(out, entry)
+        out.say(counts_line(came))
+        out.say(f"every training: {files[0]}; the answer: {files[1]}")
+    session.conclude(log, code, metrics={}, files=files)
+    answer = {"study": study.name, "evaluations": counts(came), "directory": str(study.directory)}
+    out.answer(answer | {"fidelity": entry})
     return code
+
+
+def _log(request: FidelityRequest, completed: CompletedStudy, session: Session) -> CommandLog:
+    """What MLflow shows of it, in the study's experiment."""
+    settings = completed.settings
+    params = {"against": request.against, "factor": request.factor, "candidates": request.candidates}
+    return session.log(
+        "fidelity",
+        request.study.name,
+        params=params | {"seeds": request.seeds},
+        summary=f"{request.candidates} candidates of study {request.study.name} against {request.against} = "
+        f"{request.factor:g}",
+        specs=[settings.data],
+    )
 
 
 def _finished(references: list[ReferenceTraining], outcomes: dict[str, Outcome]) -> dict[str, dict[int, Result]]:

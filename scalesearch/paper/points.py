@@ -26,6 +26,7 @@ from scalesearch.network import AnyNetwork, Factory
 from scalesearch.scaling import Coefficients, Rounding, resize
 from scalesearch.screen import Progress
 from scalesearch.session import Session
+from scalesearch.tracking import CommandLog
 from scalesearch.training import Recipe
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ class Trainings:
         """One for each training: several points may be the same, such as the 1x network of three curves."""
         return list({outcome.evaluation.key: outcome for outcome in self.outcomes.values()}.values())
 
-    def run(self) -> None:
+    def run(self, log: CommandLog) -> None:
         """Every point with every seed; one that starts from a training that failed has failed with its reason."""
         self._session.forget_failures(self._known())
         total = len(self.points) * self.setting.seeds
@@ -177,9 +178,9 @@ class Trainings:
             for later in (False, True):
                 wave = [point for point in self.points if (point.after is not None) is later]
                 for data in dict.fromkeys(point.data for point in wave):
-                    self._run([point for point in wave if point.data == data], data, progress)
+                    self._run([point for point in wave if point.data == data], data, progress, log)
 
-    def _run(self, points: Sequence[Point], data: DataSpec, progress: Progress) -> None:
+    def _run(self, points: Sequence[Point], data: DataSpec, progress: Progress, log: CommandLog) -> None:
         requested: dict[str, list[tuple[Point, Evaluation]]] = {}
         for point, seed in itertools.product(points, range(self.setting.seeds)):
             evaluation = self.evaluation(point, seed)
@@ -189,14 +190,15 @@ class Trainings:
             assert point.after is not None
             first = self.outcome(point.after, seed)
             reason = f"what it starts from failed: {first.reason}"
-            self._came(point, Outcome(first.evaluation, None, reason, reused=True), progress)
+            self._came(point, Outcome(first.evaluation, None, reason, reused=True), progress, log)
         for outcome in self._session.evaluator(data).run(rows[0][1] for rows in requested.values()):
             for point, _ in requested[outcome.evaluation.key]:
-                self._came(point, outcome, progress)
+                self._came(point, outcome, progress, log)
 
-    def _came(self, point: Point, outcome: Outcome, progress: Progress) -> None:
+    def _came(self, point: Point, outcome: Outcome, progress: Progress, log: CommandLog) -> None:
         self.outcomes[_place(point, outcome.evaluation.seed)] = outcome
         progress.update(f"{point.curve} {point.label}", outcome)
+        log.trained(f"{point.curve} {point.label} at {point.at:g}", outcome, params=point_values(point))
 
     def test(self) -> dict[str, float]:
         """Test accuracy of every finished training, by its key."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalesearch.evaluation import Outcome, counts
@@ -15,6 +16,7 @@ from scalesearch.paper.points import Point, Setting, Trainings, point_values
 from scalesearch.paper.request import ExperimentRequest
 from scalesearch.screen import Screen
 from scalesearch.session import Session, counts_line
+from scalesearch.tracking import CommandLog, recipe_params
 from scalesearch.workspace import ALL_FAILED, DONE
 
 if TYPE_CHECKING:
@@ -32,27 +34,31 @@ def run(request: ExperimentRequest, session: Session) -> int:
     if request.dry_run:
         out.answer({"experiment": request.name, "points": [point_values(point) for point in points], **expected})
         return DONE
-    with session:
+    with session, _log(request, setting, session) as log:
         if computed is not None:
-            _conclude(request, computed, [], out)
+            session.conclude(log, DONE, metrics={}, files=_conclude(request, computed, [], out))
             return DONE
         assert setting is not None
         trainings = Trainings(points, setting, session)
-        trainings.run()
+        trainings.run(log)
         results = trainings.table(trainings.test() if request.test else None)
         code = session.finish(trainings.unique)
         if code == ALL_FAILED:
             write_table(results, request.directory / "results.csv")
             out.answer({"experiment": request.name, "evaluations": counts(trainings.unique), "finding": None})
+            session.conclude(log, code, metrics={}, files=[request.directory / "results.csv"])
             return code
         results = experiment.measured(trainings, results, request.directory, out)
         write_table(results, request.directory / "results.csv")
-        _conclude(request, experiment.summary(results, trainings.correct()), trainings.unique, out)
+        files = _conclude(request, experiment.summary(results, trainings.correct()), trainings.unique, out)
+        session.conclude(log, code, metrics={}, files=[request.directory / "results.csv", *files])
     return code
 
 
-def _conclude(request: ExperimentRequest, summary: pd.DataFrame, outcomes: Sequence[Outcome], out: Screen) -> None:
-    """Table, finding, figures and page, on disk and on the screen."""
+def _conclude(
+    request: ExperimentRequest, summary: pd.DataFrame, outcomes: Sequence[Outcome], out: Screen
+) -> list[Path]:
+    """Table, finding, figures and page, on disk and on the screen; these files."""
     experiment, directory = request.experiment, request.directory
     write_table(summary, directory / "summary.csv")
     summary = read_summary(directory)  # the finding is that of the table that was kept
@@ -73,6 +79,17 @@ def _conclude(request: ExperimentRequest, summary: pd.DataFrame, outcomes: Seque
     values = json.loads(summary.to_json(orient="records"))
     answer = {"directory": str(directory), "evaluations": known, "summary": values}
     out.answer({"experiment": request.name, "finding": entry["finding"]} | answer)
+    return [*(directory / name for name in ("summary.csv", "finding.json", "README.md")), *files]
+
+
+def _log(request: ExperimentRequest, setting: Setting | None, session: Session) -> CommandLog:
+    """What MLflow shows of the experiment."""
+    params: dict[str, object] = {"baselines": ", ".join(request.baselines), "rounding": request.rounding.name}
+    specs = [] if setting is None else [setting.data, *([setting.target] if setting.target else [])]
+    if setting is not None:
+        params |= recipe_params(setting.recipe, setting.seeds)
+    summary = "\n".join(filter(None, [request.command, request.experiment.question]))
+    return session.log("reproduce", request.name, params=params, summary=summary, specs=specs)
 
 
 def _setting(request: ExperimentRequest, session: Session) -> Setting:

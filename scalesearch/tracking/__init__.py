@@ -12,6 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scalesearch.tracking.command import CommandLog, recipe_params
+from scalesearch.tracking.events import mlflow_experiment
 from scalesearch.tracking.replay import sync
 from scalesearch.tracking.study import StudyLog
 from scalesearch.tracking.tracker import Tracker
@@ -20,7 +22,7 @@ from scalesearch.tracking.ui import links, serve
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["StudyLog", "Tracker", "links", "serve", "sync"]
+__all__ = ["CommandLog", "StudyLog", "Tracker", "links", "mlflow_experiment", "recipe_params", "serve", "sync"]
 
 
 def _load_pyfunc(path: str) -> object:

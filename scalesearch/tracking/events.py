@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalesearch.tracking.connection import Address
+from scalesearch.workspace import TRAININGS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,16 +21,21 @@ Event = dict[str, Any]
 BATCHED = ("metrics", "params", "tags")  # kinds of which several of one run go in one request
 
 
-def experiment_of(study: str, client: MlflowClient, address: Address) -> Experiment:
-    """The study's experiment, made where there is none. Raises: OSError where it was deleted."""
-    found = client.get_experiment_by_name(study)
+def mlflow_experiment(directory: Path) -> str:
+    """The experiment that a directory's records go to: one for each study, and one for all that `train` trains."""
+    return TRAININGS if directory.parent.name == TRAININGS else directory.name
+
+
+def experiment_of(name: str, client: MlflowClient, address: Address) -> Experiment:
+    """The experiment of that name, made where there is none. Raises: OSError where it was deleted."""
+    found = client.get_experiment_by_name(name)
     if found is None:
-        location = None if address.server else f"{address.artifacts}/{urllib.parse.quote(study)}"
-        note = f"Compound scaling search of scalesearch, study `{study}`."
-        found = client.get_experiment(client.create_experiment(study, location, {"mlflow.note.content": note}))
+        location = None if address.server else f"{address.artifacts}/{urllib.parse.quote(name)}"
+        note = f"Compound scaling search of scalesearch: `{name}`."
+        found = client.get_experiment(client.create_experiment(name, location, {"mlflow.note.content": note}))
     if found.lifecycle_stage == "deleted":
         raise OSError(
-            f"experiment '{study}' was deleted in MLflow; restore it there: "
+            f"experiment '{name}' was deleted in MLflow; restore it there: "
             f"mlflow experiments restore --experiment-id {found.experiment_id}"
         )
     return found

@@ -10,19 +10,19 @@ from pathlib import Path
 
 from scalesearch.text import plural
 from scalesearch.tracking.connection import Address, lock, reason
-from scalesearch.tracking.events import BATCHED, Event, Writer, experiment_of, is_final
+from scalesearch.tracking.events import BATCHED, Event, Writer, experiment_of, is_final, mlflow_experiment
 
 
-def sync(*, uri: str | None, workspace: Path, study: str, directory: Path, rebuild: bool = False) -> int:
-    """How many events were replayed: those that wait, or with `rebuild` all of the study's spool.
+def sync(*, uri: str | None, workspace: Path, directory: Path, rebuild: bool = False) -> int:
+    """How many events were replayed: those that wait in a command's directory, or with `rebuild` all of them.
 
     Raises:
-        ValueError: the study has no spool.
-        OSError: MLflow cannot be reached, or another process replays this study just now.
+        ValueError: there is no spool.
+        OSError: MLflow cannot be reached, or another process replays this spool just now.
     """
-    replay = Replay(uri, workspace, study, directory)
+    replay = Replay(uri, workspace, directory)
     if not replay.spool.exists():
-        raise ValueError(f"nothing was recorded for study '{study}' ({replay.spool} is missing); run it first")
+        raise ValueError(f"nothing was recorded for '{replay.name}' ({replay.spool} is missing); run it first")
     with replay:
         replayed = 0
         try:
@@ -33,7 +33,7 @@ def sync(*, uri: str | None, workspace: Path, study: str, directory: Path, rebui
                 replayed += passed
         except Exception as error:
             waiting = plural(replay.waiting(), "event")
-            raise OSError(f"{reason(error)}; it still lacks {waiting} of study '{study}'") from error
+            raise OSError(f"{reason(error)}; it still lacks {waiting} of '{replay.name}'") from error
     if replay.refused:
         logging.getLogger(__name__).warning(refusals(replay.refused))
     return replayed - len(replay.refused)
@@ -46,8 +46,8 @@ class Replay:
     looking for a run and creating it are two steps.
     """
 
-    def __init__(self, uri: str | None, workspace: Path, study: str, directory: Path) -> None:
-        self.study = study
+    def __init__(self, uri: str | None, workspace: Path, directory: Path) -> None:
+        self.name = directory.name
         self.spool = directory / "tracking.jsonl"
         self.position = 0
         self.refused: list[str] = []
@@ -74,10 +74,10 @@ class Replay:
             try:
                 self._claim.enter_context(lock(self._directory / "tracking.lock", wait=False))
             except BlockingIOError:
-                raise OSError(f"another process is sending study '{self.study}' to MLflow") from None
+                raise OSError(f"another process is sending '{self.name}' to MLflow") from None
             self._claimed = True
         with self._address.client() as client:
-            experiment = experiment_of(self.study, client, self._address)
+            experiment = experiment_of(mlflow_experiment(self._directory), client, self._address)
         self._writer = Writer(client, experiment, self._address.workspace)
         # A database that was deleted counts its experiments from 1 again: the time tells the new one from the old one.
         self._target = [str(self._address), experiment.experiment_id, experiment.creation_time]

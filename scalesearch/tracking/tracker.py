@@ -26,16 +26,15 @@ class Tracker:
 
     Args:
         uri: of the tracking server or database; None is `<workspace>/mlflow.db`.
-        study: name of the experiment.
-        directory: of the study; spool and position are kept there.
+        directory: of the command, a study say; spool and position are kept there.
         replay: False only writes the spool; `sync` can replay it later.
     """
 
-    def __init__(self, *, uri: str | None, workspace: Path, study: str, directory: Path, replay: bool = True) -> None:
+    def __init__(self, *, uri: str | None, workspace: Path, directory: Path, replay: bool = True) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._workspace = workspace
         self._lost = 0
-        self._replay = Replay(uri, workspace, study, directory) if replay else None
+        self._replay = Replay(uri, workspace, directory) if replay else None
         self._failure = ""
         self._writing = threading.Lock()
         self._news, self._closing, self._abandoned = threading.Event(), threading.Event(), threading.Event()
@@ -153,7 +152,7 @@ class Tracker:
             why = self._failure or f"MLflow was too slow for {timeout:g} s"
             sentences.append(
                 f"MLflow still lacks {plural(waiting, 'event')} ({why}); "
-                f"'scalesearch sync study={self._replay.study}' sends what waits"
+                f"'scalesearch sync study={self._replay.name}' sends what waits"
             )
         if self._replay.refused:
             sentences.append(refusals(self._replay.refused))
