@@ -42,19 +42,32 @@ class Registry(Mapping[str, Value]):
         return sorted(module.name for module in pkgutil.iter_modules([str(folder)]) if not module.name.startswith("_"))
 
     @cached_property
-    def _installed(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=f"scalesearch.{self.kind}")}
+    def _installed(self) -> dict[str, list[EntryPoint]]:
+        """By name, one of each value: a package that is found twice on the path is one package."""
+        found: dict[str, dict[str, EntryPoint]] = {}
+        for point in entry_points(group=f"scalesearch.{self.kind}"):
+            found.setdefault(point.name, {}).setdefault(point.value, point)
+        return {name: list(points.values()) for name, points in found.items()}
 
     def __getitem__(self, name: str) -> Value:
         if name not in self._loaded:
+            self._refuse_doubles(name)
             if name in self._modules:
                 module: Any = importlib.import_module(f"{self._package}.{name}")
                 self._loaded[name] = getattr(module, self._attribute) if self._attribute else module
             elif name in self._installed:
-                self._loaded[name] = _load(self._installed[name])
+                self._loaded[name] = _load(self._installed[name][0])
             else:
                 raise KeyError(name)
         return self._loaded[name]
+
+    def _refuse_doubles(self, name: str) -> None:
+        offers = [point.value for point in self._installed.get(name, ())] + ["scalesearch"] * (name in self._modules)
+        if len(offers) > 1:
+            raise ValueError(
+                f"{name!r} is offered more than once as one of scalesearch.{self.kind}: by {' and by '.join(offers)}; "
+                "uninstall or rename all but one of them"
+            )
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and (name in self._loaded or name in self._modules or name in self._installed)

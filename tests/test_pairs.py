@@ -35,6 +35,19 @@ def test_so_many_more_seeds_separate_half_of_the_time() -> None:
     assert separated(seeds) < 0.3
 
 
+@pytest.mark.parametrize("beyond", [0.5, 0.7, 0.99, 1.01, 1.3, 2.0])
+def test_a_number_of_seeds_is_named_up_to_a_hundred_thousand(beyond: float) -> None:
+    pairs = Pairs(drawn(np.random.default_rng(31), [0.80, 0.79, 0.78], seeds=3, images=1000, seed_sd=0.01))
+    part, z = 1e-4, 1.6448536  # with so many seeds Student's t is the normal distribution
+    difference = z * math.sqrt(part * 3 / (beyond * 100_000))
+    truth = Comparison(difference, math.sqrt(part), 10, 3, 1000, part, 0.0)
+    more, _, reason = pairs.seeds_to_separate(truth, confidence=0.95, comparisons=1)
+    if beyond > 1:
+        assert (more, reason) == (None, "more than 100,000 seeds: the difference is too small")
+    else:
+        assert more == pytest.approx(beyond * 100_000, rel=1e-3)
+
+
 def test_where_images_are_what_is_uncertain_it_takes_more_images() -> None:
     one, other = np.arange(100) < 60, np.arange(100) >= 45  # 60 and 55 right, different ones
 

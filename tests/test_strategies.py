@@ -206,3 +206,23 @@ def test_a_strategy_of_an_installed_package_is_one_too(tmp_path: Path, monkeypat
     assert {request.candidate for request in requests} == {0, 1, 2}
     with pytest.raises(ValueError, match=r"'broken' of scalesearch\.strategies .* RuntimeError: no such luck"):
         _ = found["broken"]
+
+
+def test_a_name_that_two_packages_offer_is_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package, names in (("one", ("mine", "race", "same")), ("two", ("mine", "same"))):
+        metadata = tmp_path / f"{package}-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        offers = [f"{name} = {'shared' if name == 'same' else package}_module:Strategy" for name in names]
+        (metadata / "entry_points.txt").write_text("\n".join(["[scalesearch.strategies]", *offers]))
+    (tmp_path / "shared_module.py").write_text("from scalesearch.search.strategies.race import Strategy\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found: Registry[type[Strategy]] = Registry("strategies", package=STRATEGIES._package, attribute="Strategy")
+    doubles = {"mine": ("one_module:Strategy", "two_module:Strategy"), "race": ("one_module:Strategy", "scalesearch")}
+    for name, offers in doubles.items():
+        assert name in found
+        with pytest.raises(ValueError, match=f"'{name}' is offered more than once .*: by ") as refusal:
+            _ = found[name]
+        assert all(offer in str(refusal.value) for offer in offers)
+    assert found["same"]().steps
+    assert found["grid"]().steps

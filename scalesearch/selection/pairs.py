@@ -99,7 +99,7 @@ class Pairs:
         if comparison.num_seeds == 0:
             return None, None, "they share no seed"
         if math.isnan(comparison.standard_error):
-            return None, None, "one seed says nothing of how much seeds vary; at least 2 are needed"
+            return None, None, ONE_SEED
         if comparison.p_value() <= level:
             return 0, None, "they are apart already"
         if difference <= 0:
@@ -117,9 +117,9 @@ class Pairs:
             return None, images, "more validation images: what is left is uncertain by the images, not by the seeds"
         high = 1
         while not apart(high):
-            if high > _MOST_SEEDS:
+            if high == _MOST_SEEDS:
                 return None, None, f"more than {_MOST_SEEDS:,} seeds: the difference is too small"
-            high *= 2
+            high = min(2 * high, _MOST_SEEDS)
         low = high // 2  # not enough
         while high - low > 1:
             middle = (low + high) // 2
@@ -127,6 +127,7 @@ class Pairs:
         return high, None, "more seeds"
 
 
+ONE_SEED = "one seed says nothing of how much seeds vary; at least 2 are needed"
 _MOST_SEEDS = 100_000
 
 

@@ -100,7 +100,7 @@ def train(
     precision = precision or recipe.precision or faster_precision(network, recipe, device=str(place))
     autocast = torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16")
     layout = _layout(model, recipe, place, precision)
-    model = model.to(place, memory_format=layout)
+    model = model.to(place).to(memory_format=layout)
     decayed = [p for p in model.parameters() if _is_decayed(p)]
     others = [p for p in model.parameters() if not _is_decayed(p)]
     optimizer = torch.optim.SGD(
@@ -115,7 +115,7 @@ def train(
         for parameter in (*decayed, *others):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     averaged = (
-        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
+        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None  # type: ignore[no-untyped-call]
     )
 
     # The images, resident on the device, and the steps.
@@ -171,7 +171,7 @@ def train(
                 if recipe.mixup:
                     other = F.cross_entropy(logits, y.flip(0), label_smoothing=recipe.label_smoothing)
                     loss = share * loss + (1 - share) * other
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if averaged is not None:
@@ -222,7 +222,7 @@ def evaluate(
     mean, std = (torch.tensor(v, device=device).mul(255).view(1, -1, 1, 1) for v in (data.mean, data.std))
     loss, correct = torch.zeros((), device=device, dtype=torch.float64), []
     batch = max(1, min(500, 2**22 // network.resolution**2))  # 83 of 224 px: less memory than their training took
-    for x, y in zip(images.split(batch), labels.to(device).split(batch), strict=True):
+    for x, y in zip(images.split(batch), labels.to(device).split(batch), strict=True):  # type: ignore[no-untyped-call]
         logits = model((x.to(device).float() - mean) / std)
         loss += F.cross_entropy(logits, y, reduction="sum")
         correct.append(logits.argmax(1) == y)
@@ -248,7 +248,7 @@ def _resize(images: Tensor, resolution: int) -> Tensor:  # uint8 (N, C, H, W) to
     size = (resolution, resolution)
     if images.shape[2:] == size:
         return images
-    return torch.cat([F.interpolate(part, size, mode="bilinear", antialias=True) for part in images.split(2048)])
+    return torch.cat([F.interpolate(part, size, mode="bilinear", antialias=True) for part in images.split(2048)])  # type: ignore[no-untyped-call]
 
 
 def _moved(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:

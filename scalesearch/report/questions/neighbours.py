@@ -7,6 +7,7 @@ from dataclasses import asdict
 from scalesearch.report.facts import Facts
 from scalesearch.report.questions import Values, difference, grid_steps, interval, measured_by, split_columns, table
 from scalesearch.search import Candidate, Grid
+from scalesearch.selection.pairs import ONE_SEED
 from scalesearch.text import level, plural, points
 
 ORDER = 1
@@ -33,7 +34,7 @@ def answer(facts: Facts) -> Values:
         command = facts.more_seeds(seeds)
     elif separation is not None and separation.images is not None:
         command = facts.command("run", f"data.num_val={separation.images}", anew=True)
-    elif separation is not None and "one seed" in separation.reason:
+    elif separation is not None and separation.reason == ONE_SEED:
         command = facts.more_seeds(3)
     return {
         "best": best.id,

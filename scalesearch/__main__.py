@@ -1,0 +1,5 @@
+"""`python -m scalesearch` is `scalesearch`."""
+
+from scalesearch.cli import main
+
+main()
