@@ -24,7 +24,7 @@ from pydantic import SkipValidation
 from scalesearch.budget import METRICS, Budget, Limits
 from scalesearch.budget import parse as parse_quantity
 from scalesearch.checks import between, checked, known, parse, value
-from scalesearch.cost import cost
+from scalesearch.cost import check_training, cost
 from scalesearch.data import DataSpec, Description, describe
 from scalesearch.executor import EXECUTORS
 from scalesearch.model import trust
@@ -120,6 +120,8 @@ class Groups:
     def baseline(self) -> AnyNetwork:
         network = network_of(self.group("baseline"), trusted=self._trusted)
         cost(network)  # refuses a block that nobody knows, a function that makes no network
+        if isinstance(network, Factory):
+            check_training(network)
         return network
 
     @cached_property

@@ -5,6 +5,9 @@ meta device, where a tensor has a shape and no data, and every storage is follow
 the moment its last tensor goes. Views, operations in place, what autograd keeps for the backward pass and what
 checkpointing gives up are therefore as in a real run, while nothing is computed or allocated.
 
+A user's network that works with real tensors only runs on the CPU instead, a training step of it with two and with
+three images, from which that of a batch follows.
+
 Counted is an eager run on the CPU, contiguous and in the module's type (float32), with the copies that oneDNN's
 convolutions make while they run: up to two thirds of a forward pass, next to nothing of a training step. Not counted
 are workspaces of other operations and devices (cuDNN's, say), the allocator's rounding and fragmentation, and what
@@ -19,7 +22,7 @@ has fewer than 16 channels, with AVX2 always (24 of the 83 MB of a training step
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Annotated, Any
@@ -31,9 +34,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scalesearch.checks import at_least, value
-from scalesearch.cost import cost
+from scalesearch.cost import cost, needs_values
 from scalesearch.machine import instructions
-from scalesearch.model import build_on_meta
+from scalesearch.model import FactoryError, build, build_on_meta
 from scalesearch.network import AnyNetwork, Factory
 
 aten = torch.ops.aten
@@ -52,7 +55,7 @@ class Memory:
     @cached_property
     def weights(self) -> int:
         """Parameters and buffers, such as the statistics of batch norms."""
-        module = _meta(self.network)
+        module = _module(self.network)
         tensors = (*module.parameters(), *module.buffers())
         return sum({t.untyped_storage()._cdata: t.nbytes for t in tensors}.values())
 
@@ -70,7 +73,11 @@ class Memory:
         """
         try:
             return self._peak(training=True)
+        except FactoryError:
+            raise
         except Exception as error:  # torch's, of the images' shape, or of a user's own module
+            if isinstance(self.network, Factory):
+                raise FactoryError.of(self.network, error, _module(self.network), training=True) from error
             raise ValueError(
                 f"network {self.network.name!r} cannot take a training step with batch_size {self.batch_size}: {error}"
             ) from error
@@ -91,12 +98,23 @@ class Memory:
         return self.weights + momentum + self._images.nbytes + labels + self.training_activations
 
     def _peak(self, *, training: bool) -> int:
-        return peak(_meta(self.network), self._images, training=training, threads=self.threads, avx512=self.avx512)
+        def of(number: int) -> int:
+            images = self._batch(number, real)
+            return peak(module, images, training=training, threads=self.threads, avx512=self.avx512, real=real)
+
+        module, real = _module(self.network), needs_values(self.network)
+        if real and training and self.batch_size > 3:  # a whole batch would take its time, and the memory itself
+            two = of(2)
+            return two + (of(3) - two) * (self.batch_size - 2)
+        return of(self.batch_size)
 
     @property
     def _images(self) -> Tensor:
-        side = self.network.resolution
-        return torch.empty(self.batch_size, self.network.in_channels, side, side, device="meta")
+        return self._batch(self.batch_size, False)
+
+    def _batch(self, number: int, real: bool) -> Tensor:
+        side, made = self.network.resolution, torch.rand if real else torch.empty
+        return made(number, self.network.in_channels, side, side, device="cpu" if real else "meta")
 
 
 def memory(
@@ -128,14 +146,21 @@ _memory = lru_cache(maxsize=4096)(Memory)
 
 
 @lru_cache(maxsize=1)  # for the questions about one network, which follow each other
-def _meta(network: AnyNetwork) -> nn.Module:
-    if isinstance(network, Factory):
-        cost(network)  # names what is wrong with a forward pass of the user's
+def _module(network: AnyNetwork) -> nn.Module:
+    if needs_values(network):  # names what is wrong with a forward pass of the user's
+        with torch.random.fork_rng(devices=[]):
+            return build(network)
     return build_on_meta(network)
 
 
 def peak(
-    module: nn.Module, images: Tensor, *, training: bool = False, threads: int = 1, avx512: bool | None = None
+    module: nn.Module,
+    images: Tensor,
+    *,
+    training: bool = False,
+    threads: int = 1,
+    avx512: bool | None = None,
+    real: bool = False,
 ) -> int:
     """The most bytes allocated at one time beyond `module` and `images`, in one forward pass without gradients.
 
@@ -145,18 +170,22 @@ def peak(
         images: their shape and type, on the meta device.
         training: a step in training mode instead: forward pass, cross entropy, backward pass to the weights' gradients.
         threads, avx512: as of `memory`.
+        real: module and images are on the CPU instead, and are computed with.
 
     Raises:
         ValueError: a tensor is on another device.
     """
-    follower = _Follower(threads, "AVX-512" in instructions() if avx512 is None else avx512)
+    follower = _Follower(threads, "AVX-512" in instructions() if avx512 is None else avx512, {} if real else _SHORTCUTS)
+    device = "cpu" if real else "meta"
     for tensor in (*module.parameters(), *module.buffers(), images):
-        if tensor.device.type != "meta":
-            raise ValueError(f"a tensor is on the device {tensor.device}; module and images must be on the meta device")
+        if tensor.device.type != device:
+            raise ValueError(
+                f"a tensor is on the device {tensor.device}; module and images must be on the {device} device"
+            )
         follower.leave_out(tensor)
     module.train(training)
     module.zero_grad(set_to_none=True)
-    labels = torch.empty(len(images), dtype=torch.long, device="meta")
+    labels = torch.zeros(len(images), dtype=torch.long, device=device)
     with _FusedAttention(), follower, torch.set_grad_enabled(training):
         if training:
             F.cross_entropy(module(images), labels).backward()  # type: ignore[no-untyped-call]
@@ -168,11 +197,12 @@ def peak(
 class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operation below autograd, and follows the storages that they make."""
 
-    def __init__(self, threads: int, avx512: bool) -> None:
+    def __init__(self, threads: int, avx512: bool, shortcuts: Mapping[Any, Callable[..., Any]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._now = 0
         self._threads = threads
+        self._shortcuts = shortcuts
         self._avx512 = avx512
         self._alive: dict[int, object] = {}  # by address, which torch gives again only after `gone`
 
@@ -180,7 +210,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive[tensor.untyped_storage()._cdata] = None
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        shortcut = _SHORTCUTS.get(operation)
+        shortcut = self._shortcuts.get(operation)
         result = shortcut(*args) if shortcut else operation(*args, **(kwargs or {}))
         for tensor in _tensors(result):
             self._follow(tensor)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from scalesearch import search
 from scalesearch.budget import Limits, Profiler, written
+from scalesearch.cost import uncounted
 from scalesearch.evaluation import Work
 from scalesearch.network import AnyNetwork, Factory
 from scalesearch.scaling import Coefficients, Rounding, uneven_channels
 from scalesearch.search import Plan
 from scalesearch.session import Session
 from scalesearch.study import StudySettings
-from scalesearch.text import count
+from scalesearch.text import count, listed, plural
 from scalesearch.workspace import Infeasible
 
 
@@ -97,6 +99,7 @@ def summary(plan: Plan, settings: StudySettings) -> str:
             f"{triples} triples are left, which are {len(plan.candidates)} different networks",
             f"data: {known.name}, {known.num_train} images for training and {known.num_val} for validation",
             *grain_words(network, settings.proxy_network[1]),
+            *uncounted_words(uncounted(network)),
         ]
     )
 
@@ -110,6 +113,14 @@ def grain_words(network: AnyNetwork, rounding: Rounding) -> list[str]:
         f"{', '.join(map(str, uneven))} channels are no multiples of {rounding.divisor}, the divisor of rounding "
         f"{rounding.name}: every scaling moves them to one, whatever it costs; rounding=fine goes in steps of 2"
     ]
+
+
+def uncounted_words(operations: Mapping[str, int]) -> list[str]:
+    """A line that names operations which no number of multiply-adds includes; none where there are none."""
+    if not operations:
+        return []
+    found = listed([f"{name} ({plural(number, 'call')})" for name, number in operations.items()])
+    return [f"not counted: {found}; their multiply-adds are in no number here, and no budget limits them"]
 
 
 def limits_words(limits: Limits) -> str:

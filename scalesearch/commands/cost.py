@@ -28,7 +28,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     from dataclasses import replace
 
     from scalesearch.budget import Profiler
-    from scalesearch.cost import cost
+    from scalesearch.cost import cost, uncounted
     from scalesearch.scaling import resize
 
     network = resize(groups.baseline, depth=arguments.depth, width=arguments.width, rounding=groups.rounding)
@@ -48,6 +48,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
         "blocks": network.depth,
         "rounding": groups.rounding.name,
         "stages": _stages(network),
+        "uncounted": uncounted(network),
     }
     _show(answer, out)
     out.answer(answer)
@@ -75,6 +76,7 @@ def _stages(network: Any) -> list[dict[str, Any]]:
 
 def _show(answer: Mapping[str, Any], out: Screen) -> None:
     from scalesearch.commands._family import footprint_words
+    from scalesearch.planning import uncounted_words
 
     rows = [
         stage
@@ -89,6 +91,8 @@ def _show(answer: Mapping[str, Any], out: Screen) -> None:
         f"{answer['macs']:,} multiply-adds, {answer['params']:,} params, {answer['activations']:,} activations, "
         f"{answer['blocks']} blocks, rounding {answer['rounding']}"
     )
+    for line in uncounted_words(answer["uncounted"]):
+        out.say(line)
     needs = footprint_words(answer)
     out.say(
         f"memory {needs['memory']} for one image, {needs['training_memory']} for a training step of "

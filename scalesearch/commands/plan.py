@@ -44,7 +44,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
 
 
 def _values(settings: StudySettings, plan: Plan) -> dict[str, Any]:
-    from scalesearch.cost import cost
+    from scalesearch.cost import cost, uncounted
     from scalesearch.study import candidate_values, point
 
     full, grid = cost(settings.baseline), settings.grid
@@ -65,6 +65,7 @@ def _values(settings: StudySettings, plan: Plan) -> dict[str, Any]:
             "product_tolerance": float(grid.product_tolerance),
         },
         "dropped": plan.dropped,
+        "uncounted": uncounted(plan.baseline.network),
         "merged": sum(len(candidate.triples) - 1 for candidate in plan.candidates),
         "candidates": [candidate_values(candidate) for candidate in plan.candidates],
         "nearest": [point(coefficients, ratio) for coefficients, ratio in plan.nearest],

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from scalesearch.model.blocks import BLOCKS, Block, Layer
 from scalesearch.model.factory import make, make_on_meta, structure, trust, unchanged
+from scalesearch.model.failure import FactoryError
+from scalesearch.model.hidden import unregistered
 from scalesearch.model.records import BatchNorm, Convolution, Layers, Linear
 from scalesearch.network import DEFAULTS, AnyNetwork, Factory, Network, Place, Stage, where
 from scalesearch.text import near
@@ -20,6 +22,7 @@ __all__ = [
     "BatchNorm",
     "Block",
     "Convolution",
+    "FactoryError",
     "Layers",
     "Linear",
     "Model",
@@ -30,6 +33,7 @@ __all__ = [
     "layers",
     "trust",
     "unchanged",
+    "unregistered",
 ]
 
 _WORDS = {"image": "feature maps", "tokens": "tokens", "pooled": "pooled features"}

@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+from scalesearch.model.failure import FactoryError, raised_at
 from scalesearch.model.hidden import hidden, needs_values
 from scalesearch.model.sources import Sources, sources, watched
 from scalesearch.network import Factory
-from scalesearch.text import raised
 
 
 class _Trusted:
@@ -64,7 +65,7 @@ def trust(function: str, made: Callable[..., nn.Module] | None = None) -> None:
             "or lie in the working directory"
         ) from None
     except (Exception, SystemExit) as error:  # a script's argparse, say, exits
-        raise ValueError(f"baseline.factory is {function!r}; importing it raised {raised(error)}") from error
+        raise ValueError(f"baseline.factory is {function!r}; importing it raised {raised_at(error)}") from error
     found = getattr(module, name, None)
     if not callable(found):
         raise ValueError(f"baseline.factory is {function!r}, but {module_name} has no function {name!r}")
@@ -80,7 +81,7 @@ def make(network: Factory) -> nn.Module:
             f"not run. Name it yourself: baseline.factory={network.function}"
         )
     try:
-        module = _trusted[network.function].made(
+        module: Any = _trusted[network.function].made(
             depth=network.depth,
             width=network.width,
             resolution=network.resolution,
@@ -88,13 +89,25 @@ def make(network: Factory) -> nn.Module:
             in_channels=network.in_channels,
         )
     except (Exception, SystemExit) as error:  # a script's argparse, say, exits
-        raise ValueError(
-            f"{network.function} raised {raised(error)} for depth={network.depth:g}, width={network.width:g}, "
-            f"resolution={network.resolution}"
-        ) from error
+        raise FactoryError.of(network, error) from error
     if not isinstance(module, nn.Module):
-        raise ValueError(f"{network.function} returned a {type(module).__name__}; it must return a torch.nn.Module")
+        what = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
+        raise ValueError(f"{network.function} returned {what}; it must return a torch.nn.Module")
+    if any(is_lazy(weight) for weight in (*module.parameters(), *module.buffers())):
+        _materialise(module, network)
     return module
+
+
+def _materialise(module: nn.Module, network: Factory) -> None:
+    """Lazy layers get their weights from a first forward pass, as there are none to optimise before it."""
+    training = module.training
+    device = "meta" if torch.empty(0).is_meta else "cpu"
+    try:
+        with torch.no_grad():
+            module.eval()(torch.zeros(2, network.in_channels, network.resolution, network.resolution, device=device))
+    except (Exception, SystemExit) as error:
+        raise FactoryError.of(network, error, module) from error
+    module.train(training)
 
 
 def make_on_meta(network: Factory) -> nn.Module:

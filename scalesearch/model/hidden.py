@@ -36,7 +36,7 @@ def unregistered(module: nn.Module) -> str | None:
         for name, value in vars(part).items():
             if name not in _COMMON and isinstance(value, list | tuple | dict):
                 for one in _flat(value):
-                    trained = isinstance(one, nn.Parameter) or (isinstance(one, nn.Module) and any(one.parameters()))
+                    trained = isinstance(one, nn.Parameter) or (isinstance(one, nn.Module) and list(one.parameters()))
                     if trained and id(one) not in known:
                         return ".".join(filter(None, (place, name)))
     return None

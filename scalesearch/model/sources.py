@@ -53,7 +53,7 @@ def sources(function: str, made: Callable[..., Any], loaded: set[str], read: set
         path = _file(name)
         if path is None:
             continue
-        if top != own.partition(".")[0] and _is_installed(path):
+        if top != own.partition(".")[0] and is_installed(path):
             packages.add(top)
             continue
         modules[name] = path
@@ -81,7 +81,7 @@ def watched(loaded: set[str], read: set[str]) -> Iterator[None]:
         yield
     finally:
         _watching.remove(read)
-        loaded |= {name for name in sys.modules.keys() - before if (path := _file(name)) and not _is_installed(path)}
+        loaded |= {name for name in sys.modules.keys() - before if (path := _file(name)) and not is_installed(path)}
 
 
 _hooked: list[bool] = []
@@ -99,12 +99,13 @@ def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
 def _is_users(path: Path) -> bool:
     """Whether a file that was opened is the user's: no library's, no compiled module, no module of Python's."""
     name = str(path)
-    if path.suffix == ".pyc" or name.startswith(_ELSEWHERE) or _is_installed(path) or not path.is_file():
+    if path.suffix == ".pyc" or name.startswith(_ELSEWHERE) or is_installed(path) or not path.is_file():
         return False
     return not any(name == getattr(module, "__file__", None) for module in list(sys.modules.values()))
 
 
-def _is_installed(path: Path) -> bool:
+def is_installed(path: Path) -> bool:
+    """Whether a file is of Python or of an installed package, and not the user's own."""
     return str(path.resolve()).startswith(_LIBRARIES) or bool({"site-packages", "dist-packages"} & set(path.parts))
 
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-
-from scalesearch.model import build_on_meta, classifier, layers
+from scalesearch.cost.forward import check_training, forward
+from scalesearch.model import classifier, layers
 from scalesearch.network import AnyNetwork, Factory
-from scalesearch.text import raised
+
+__all__ = ["Cost", "check_training", "computation", "cost", "needs_values", "stage_costs", "uncounted"]
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,11 @@ def cost(network: AnyNetwork) -> Cost:
 def stage_costs(network: AnyNetwork) -> list[tuple[str, Cost]]:
     """(row, its cost) for stem, each stage, head and classifier, in the order of the forward pass.
 
-    A `Factory` has one row, "network": torch's counter and hooks see its forward pass on the meta device.
+    A `Factory` has one row, "network": its forward pass is watched (`forward`).
     """
     if isinstance(network, Factory):
-        return [("network", _counted(network))]
+        found = forward(network)
+        return [("network", Cost(found.macs, found.params, found.activations))]
     rows: dict[str, Cost] = {}
     for place, records in layers(network):
         macs = params = activations = 0
@@ -60,31 +59,21 @@ def stage_costs(network: AnyNetwork) -> list[tuple[str, Cost]]:
     return list(rows.items())
 
 
-def _counted(network: Factory) -> Cost:
-    module = build_on_meta(network).eval()
-    activations = 0
+def uncounted(network: AnyNetwork) -> dict[str, int]:
+    """Operations of one forward pass whose multiply-adds are in no count, with how often each runs.
 
-    def add(_: nn.Module, __: object, output: Tensor) -> None:
-        nonlocal activations
-        activations += output.numel()
+    All of a table's are counted. Of a function's network torch's counter knows convolutions, matrix products and
+    attention; Fourier transforms, solvers, recurrent cells and operators of other packages it does not.
+    """
+    return dict(forward(network).uncounted) if isinstance(network, Factory) else {}
 
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
-            layer.register_forward_hook(add)
-    side = network.resolution
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            logits = module(torch.empty(1, network.in_channels, side, side, device="meta"))
-    except (Exception, SystemExit) as error:  # the user's own code, or an operation that torch has no meta kernel for
-        raise ValueError(
-            f"{network.function}: its forward pass on {network.in_channels} x {side} x {side} images raised "
-            f"{raised(error)}"
-        ) from error
-    if not isinstance(logits, Tensor) or logits.shape != (1, network.num_classes):
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(
-            f"{network.function}: its network gives {shape} for one image; it must give logits of shape "
-            f"(1, {network.num_classes})"
-        )
-    params = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    return Cost(counter.get_total_flops() // 2, params, activations)  # torch counts a multiply-add as two
+
+def computation(network: Factory) -> str:
+    """A digest of the operations of a forward pass, with the shapes of what each gives: two networks of a function
+    with equal structures that share it compute the same layers, whatever their resolutions."""
+    return forward(network).computation
+
+
+def needs_values(network: AnyNetwork) -> bool:
+    """Whether the forward pass works only with real tensors: it branches on values, say."""
+    return isinstance(network, Factory) and forward(network).real
