@@ -29,7 +29,8 @@ from scalesearch.data import DataSpec, Description, describe
 from scalesearch.executor import EXECUTORS
 from scalesearch.model import trust
 from scalesearch.network import AnyNetwork, Factory, from_table
-from scalesearch.scaling import Proxy, Rounding, shrink
+from scalesearch.probing import proxied, with_grain
+from scalesearch.scaling import Proxy, Rounding
 from scalesearch.search import STRATEGIES, Grid, Strategy
 from scalesearch.text import near
 from scalesearch.training import Recipe
@@ -234,7 +235,8 @@ def fitted(baseline: AnyNetwork, proxy: Proxy, rounding: Rounding, data: Descrip
     """`baseline` for the channels and classes of the data, made small by `proxy`, and its rounding."""
     network = dataclasses.replace(baseline, in_channels=data.in_channels, num_classes=data.num_classes)
     try:
-        return shrink(network, proxy, rounding)
+        made = proxied(network, proxy, rounding)
+        return made.network, made.rounding
     except ValueError as error:
         raise ValueError(f"the proxy of baseline {baseline.name!r} cannot be built: {error}") from None
 
@@ -253,7 +255,7 @@ def network_of(group: Mapping[str, Any], *, trusted: bool, name: str | None = No
     network = from_table(table, name=named)
     if trusted and isinstance(network, Factory):
         trust(network.function)
-    return network
+    return with_grain(network)
 
 
 def limits_of(group: Mapping[str, Any]) -> Limits:

@@ -178,7 +178,8 @@ class Factory:
 
     `function` is "package.module:name". It is called with depth and width, multipliers of what it makes for 1 and 1,
     with resolution, the side of the square input in px, and with in_channels and num_classes; it returns the
-    `nn.Module` that turns images into logits. Rounding depth and width is its own business.
+    `nn.Module` that turns images into logits. Rounding depth and width is its own business. A resolution is a multiple
+    of `resolution_multiple` px.
     """
 
     name: str = field(compare=False)
@@ -188,6 +189,7 @@ class Factory:
     width: Annotated[float, between(1e-3, 1e3)] = 1.0
     in_channels: Annotated[int, between(1, MAX_CHANNELS)] = 3
     num_classes: Classes = 1000
+    resolution_multiple: Annotated[int, between(1, 256)] = 1
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", self.function):
@@ -197,6 +199,8 @@ class Factory:
     def table(self) -> dict[str, Any]:
         """As `Network.table`: plain values, from which `from_table` makes an equal one."""
         values = {f.name: as_read(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "name"}
+        if self.resolution_multiple == 1:
+            del values["resolution_multiple"]
         return {"factory": values.pop("function")} | values
 
     def to_yaml(self, *, comment: str = "") -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from scalesearch import search
 from scalesearch.budget import Limits, Profiler, written
 from scalesearch.cost import uncounted
 from scalesearch.evaluation import Work
 from scalesearch.network import AnyNetwork, Factory
+from scalesearch.probing import grain_line, proxied
 from scalesearch.scaling import Coefficients, Rounding, uneven_channels
 from scalesearch.search import Plan
 from scalesearch.session import Session
@@ -90,7 +92,7 @@ def summary(plan: Plan, settings: StudySettings) -> str:
             f"{plan.points} points of the grid; dropped: {dropped['product']} whose product is not nearer than "
             f"{grid.product_tolerance} to {grid.product}, {dropped['budget']} whose counted cost is not within "
             f"{100 * budget.tolerance:g} % of {budget.macs_ratio:g} x"
-            + (f", {dropped['impossible']} that no network can have" if dropped["impossible"] else "")
+            + (f", {dropped['impossible']} that no network can have{_reasons(plan)}" if dropped["impossible"] else "")
             + (
                 f", {dropped['limits']} whose variant at phi = 1 needs more than {limits_words(settings.limits)}"
                 if dropped["limits"]
@@ -98,10 +100,33 @@ def summary(plan: Plan, settings: StudySettings) -> str:
             ),
             f"{triples} triples are left, which are {len(plan.candidates)} different networks",
             f"data: {known.name}, {known.num_train} images for training and {known.num_val} for validation",
+            *_found_words(plan, settings),
             *grain_words(network, settings.proxy_network[1]),
             *uncounted_words(uncounted(network)),
         ]
     )
+
+
+def _reasons(plan: Plan) -> str:
+    """Why points are no networks: the most frequent reasons, with how many points each has."""
+    shown = [f"{number} x {reason}" for reason, number in list(plan.impossible.items())[:_MOST_REASONS]]
+    more = len(plan.impossible) - len(shown)
+    return f" ({'; '.join(shown)}{f'; {more} other reasons' if more > 0 else ''})"
+
+
+_MOST_REASONS = 3
+
+
+def _found_words(plan: Plan, settings: StudySettings) -> list[str]:
+    """What was found by trying a user's function: its proxy, its grain, dimensions that it does not scale."""
+    sizes = settings.description
+    fitted = replace(settings.baseline, in_channels=sizes.in_channels, num_classes=sizes.num_classes)
+    why = proxied(fitted, settings.proxy, settings.rounding).why
+    return [
+        *([why] if why else []),
+        *grain_line(plan.baseline.network),
+        *(f"{name} {why}: it stays at 1, and is no dimension of the grid" for name, why in plan.unscaled.items()),
+    ]
 
 
 def grain_words(network: AnyNetwork, rounding: Rounding) -> list[str]:

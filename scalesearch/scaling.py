@@ -239,9 +239,9 @@ def round_resolution(resolution: float, rounding: Rounding, *, patch: int = 1) -
 
 
 def patch_of(network: AnyNetwork) -> int:
-    """px of which the resolution is a multiple: 1, or a vision transformer's patch."""
+    """px of which the resolution is a multiple: 1, or a vision transformer's patch, or what a function takes."""
     if isinstance(network, Factory):
-        return 1
+        return network.resolution_multiple
     return math.lcm(*(stage.stride for stage in network.stem if stage.block == "patch_embed"))
 
 

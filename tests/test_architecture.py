@@ -31,6 +31,7 @@ ROOMS = (
         "scaling",
         "model",
         "cost",
+        "probing",
         "machine",
         "memory",
         "latency",

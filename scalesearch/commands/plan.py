@@ -65,6 +65,8 @@ def _values(settings: StudySettings, plan: Plan) -> dict[str, Any]:
             "product_tolerance": float(grid.product_tolerance),
         },
         "dropped": plan.dropped,
+        "impossible": [{"reason": reason, "points": number} for reason, number in plan.impossible.items()],
+        "unscaled": plan.unscaled,
         "uncounted": uncounted(plan.baseline.network),
         "merged": sum(len(candidate.triples) - 1 for candidate in plan.candidates),
         "candidates": [candidate_values(candidate) for candidate in plan.candidates],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scalesearch.model.blocks import BLOCKS, Block, Layer
-from scalesearch.model.factory import make, make_on_meta, structure, trust, unchanged
+from scalesearch.model.factory import make, make_on_meta, structure, trust, trusted, unchanged
 from scalesearch.model.failure import FactoryError
 from scalesearch.model.hidden import unregistered
 from scalesearch.model.records import BatchNorm, Convolution, Layers, Linear
@@ -32,6 +32,7 @@ __all__ = [
     "identity",
     "layers",
     "trust",
+    "trusted",
     "unchanged",
     "unregistered",
 ]

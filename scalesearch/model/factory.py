@@ -73,6 +73,11 @@ def trust(function: str, made: Callable[..., nn.Module] | None = None) -> None:
     _trusted[function].loaded, _trusted[function].read = loaded, read
 
 
+def trusted(function: str) -> bool:
+    """Whether `trust` has imported it, or was given it."""
+    return function in _trusted
+
+
 def make(network: Factory) -> nn.Module:
     """What the function returns. Raises: ValueError: it is not trusted, it raises, or it returns no module."""
     if network.function not in _trusted:
@@ -135,13 +140,13 @@ def structure(network: Factory) -> str:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 values_of = make(network)
-    trusted = _trusted[network.function]
-    if not trusted.called:  # what it keeps from its first call on, it opens no more
-        trusted.loaded |= loaded
-        trusted.read |= read
-        trusted.called = True
-    reached = sources(network.function, trusted.made, trusted.loaded | loaded, trusted.read | read)
-    own = _own_source(trusted.made)
+    seen = _trusted[network.function]
+    if not seen.called:  # what it keeps from its first call on, it opens no more
+        seen.loaded |= loaded
+        seen.read |= read
+        seen.called = True
+    reached = sources(network.function, seen.made, seen.loaded | loaded, seen.read | read)
+    own = _own_source(seen.made)
     values: dict[str, Any] = {
         "weights": [[name, list(tensor.shape)] for name, tensor in module.state_dict().items()],
         "modules": re.sub(r" at 0x[0-9a-f]+", "", str(module)),  # an address is another in each process
@@ -164,11 +169,11 @@ def unchanged(network: Factory, digest: str) -> None:
     Raises: ValueError: they were edited since, or are others on this machine.
     """
     here = structure(network)
-    trusted = _trusted[network.function]
-    now = sources(network.function, trusted.made, trusted.loaded, trusted.read)
-    if trusted.at_first is None:
-        trusted.at_first = now
-    if here != digest or now != trusted.at_first:
+    seen = _trusted[network.function]
+    now = sources(network.function, seen.made, seen.loaded, seen.read)
+    if seen.at_first is None:
+        seen.at_first = now
+    if here != digest or now != seen.at_first:
         raise ValueError(
             f"the network of {network.function} is not the one that was planned: a file or a package that it depends "
             "on was changed since the command began, or is another one for this worker; give the same command again"

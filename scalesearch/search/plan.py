@@ -7,20 +7,22 @@ budget, and merged where they are the same network.
 from __future__ import annotations
 
 import bisect
-import contextlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from scalesearch.budget import Budget, Footprint, Limits, Profiler
 from scalesearch.checks import between, checked
-from scalesearch.cost import Cost, cost
-from scalesearch.model import identity
-from scalesearch.network import AnyNetwork
+from scalesearch.cost import Cost, computation, cost
+from scalesearch.model import FactoryError, identity
+from scalesearch.network import AnyNetwork, Factory
+from scalesearch.probing import unscaled
 from scalesearch.scaling import Coefficients, Rounding, patch_of, scale
 
 BASELINE = "baseline"  # the id of the 1x network in every table
@@ -105,7 +107,8 @@ class Plan(NamedTuple):
 
     What to tell somebody whose constraints nothing meets: `nearest` are the points that came nearest to the budget,
     (coefficients, ratio), and `excess` those that met it but not the limits, (coefficients, share, metric), each best
-    first.
+    first. `impossible` counts the points that no network can have by the reason, the most frequent first, and
+    `unscaled` has the dimensions that a user's function does not scale, with the reason: they stay at 1.
     """
 
     baseline: Candidate
@@ -114,6 +117,8 @@ class Plan(NamedTuple):
     candidates: list[Candidate]
     nearest: list[tuple[Coefficients, float]]
     excess: list[tuple[Coefficients, float, str]]
+    impossible: dict[str, int]
+    unscaled: dict[str, str]
 
 
 class Real(NamedTuple):
@@ -147,16 +152,21 @@ def candidates(
     solve_gamma: the points are those of alpha and beta, each with the gamma between the ends of its axis whose
         counted cost is nearest to the budget; the product is then not asked for.
     """
-    base = cost(network)
+    base, fixed = cost(network), unscaled(network)
+    grid = _without(grid, fixed)
     points = _solved(network, grid, budget, rounding) if solve_gamma else grid.points()
     admitted = points if solve_gamma else [point for point in points if grid.admits(*point)]
     ratios: list[tuple[Coefficients, float]] = []
     within: list[tuple[Coefficients, AnyNetwork]] = []
+    reasons: list[str] = []
     for point in admitted:
         coefficients = Coefficients(*map(float, point))
-        with contextlib.suppress(ValueError):  # it cannot be: a resolution below the total stride, say
+        try:
             scaled = scale(network, coefficients, 1, rounding=rounding)
             ratios.append((coefficients, cost(scaled).macs / base.macs))
+        except ValueError as error:  # it cannot be: a resolution below the total stride, say
+            reasons.append(_why_not(error))
+        else:
             if budget.admits(ratios[-1][1]):
                 within.append((coefficients, scaled))
     met, excess = within, list[tuple[Coefficients, float, str]]()
@@ -174,21 +184,61 @@ def candidates(
     excess.sort(key=lambda one: one[1])
     baseline = Candidate(BASELINE, (Coefficients(1.0, 1.0, 1.0),), network, base, 1.0)
     merged = _merged(met, base, float(grid.product))
-    return Plan(baseline, len(points), dropped, merged, ratios[:5], excess[:5])
+    return Plan(baseline, len(points), dropped, merged, ratios[:5], excess[:5], _counted(reasons), fixed)
+
+
+def _without(grid: Grid, fixed: Mapping[str, str]) -> Grid:
+    """The grid in which the dimensions that change nothing have the value 1 alone."""
+    if len(fixed) == len(_AXES):
+        reasons = "; ".join(f"{name} {why}" for name, why in fixed.items())
+        raise ValueError(f"there is nothing to search: {reasons}")
+    one = Axis(Decimal(1), Decimal(1), Decimal(1))
+    axes: dict[str, Any] = {axis: one for name, axis in _AXES.items() if name in fixed}
+    return replace(grid, **axes)
+
+
+_AXES = {"depth": "alpha", "width": "beta", "resolution": "gamma"}
+
+
+def _why_not(error: ValueError) -> str:
+    """Why a point of the grid is no network. Raises: ValueError where the code of a user's function is at fault."""
+    if not isinstance(error, FactoryError):
+        return str(error)
+    if error.fault:
+        raise ValueError(f"{error}. That is a fault of the code, and not a size that no network can have") from error
+    return error.reason
+
+
+def _counted(reasons: Sequence[str]) -> dict[str, int]:
+    """How often each reason was given; those that differ in numbers alone are one."""
+    first: dict[str, str] = {}
+    found: Counter[str] = Counter()
+    for reason in reasons:
+        found[first.setdefault(re.sub(r"\d+(\.\d+)?", "#", reason), reason)] += 1
+    return dict(found.most_common())
 
 
 def _merged(scaled: Sequence[tuple[Coefficients, AnyNetwork]], base: Cost, product: float) -> list[Candidate]:
     """One candidate per network, named in the order of the points."""
-    same: dict[str, tuple[AnyNetwork, list[Coefficients]]] = {}
+    same: dict[str, dict[Coefficients, AnyNetwork]] = {}
     for coefficients, network in scaled:
-        same.setdefault(json.dumps(identity(network)), (network, []))[1].append(coefficients)
+        same.setdefault(_computes(network), {})[coefficients] = network
     width = max(2, len(str(len(same))))
     merged = []
-    for index, (network, triples) in enumerate(same.values(), start=1):
-        triples.sort(key=lambda triple: (round(abs(triple.product - product), 9), triple.alpha, triple.beta))
+    for index, networks in enumerate(same.values(), start=1):
+        triples = sorted(networks, key=lambda one: (round(abs(one.product - product), 9), one.alpha, one.beta))
+        network = networks[triples[0]]
         counted = cost(network)
         merged.append(Candidate(f"c{index:0{width}d}", tuple(triples), network, counted, counted.macs / base.macs))
     return merged
+
+
+def _computes(network: AnyNetwork) -> str:
+    """What two points share that are one candidate: the table, or of a function what it makes and what that computes,
+    which may be the same for two resolutions."""
+    if not isinstance(network, Factory):
+        return json.dumps(identity(network))
+    return json.dumps([identity(network)["structure"], computation(network), asdict(cost(network))])
 
 
 def _solved(

@@ -265,7 +265,8 @@ class Study:
         if "factory" in described:  # the ledger has what it makes, and not the multipliers that it was given
             network, rounding = self.settings.proxy_network
             coefficients = Coefficients(*(float(self.rows[name][key]) for key in ("alpha", "beta", "gamma")))
-            network = scale(network, coefficients, 1, rounding=rounding, name=made)
+            scaled = scale(network, coefficients, 1, rounding=rounding, name=made)
+            network = replace(scaled, resolution=described["resolution"])
         else:
             network = from_table(described, name=made)
         try:
