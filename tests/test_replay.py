@@ -148,7 +148,7 @@ def test_a_new_database_gets_everything_and_two_studies_may_create_it_at_once(pl
         import sys
         from pathlib import Path
         sys.path.insert(0, sys.argv[3])
-        from told import Place, record
+        from tracked import Place, record
         tracker = Place(Path(sys.argv[1])).tracker(sys.argv[2])
         record(tracker)
         raise SystemExit(tracker.close())

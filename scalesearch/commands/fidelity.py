@@ -77,6 +77,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
 def _function(groups: Groups) -> str | None:
     """The function that the user names, trusted from here on; a study has its tables itself."""
     from scalesearch.config import network_of
+    from scalesearch.model import trust
     from scalesearch.network import Factory
 
     if not groups.values.get("baseline"):
@@ -86,6 +87,7 @@ def _function(groups: Groups) -> str | None:
             "baseline is given, and the study has its own; leave it out. Only a Python function is named again: "
             "baseline.factory=my_package.my_net:make"
         )
-    network = network_of(groups.values["baseline"], trusted=True, name="baseline")
+    network = network_of(groups.values["baseline"], trusted=False, name="baseline")
     assert isinstance(network, Factory)
+    trust(network.function)
     return network.function
