@@ -248,7 +248,7 @@ def network_of(group: Mapping[str, Any], *, trusted: bool, name: str | None = No
     if "factory" in table:
         if table["factory"] is None:
             raise ValueError("baseline.factory is missing; it must be written like my_package.my_net:make")
-        given = given or str(table["factory"]).partition(":")[0].rpartition(".")[2]
+        given = given or _function_name(str(table["factory"]))
     named = given or name
     if not isinstance(named, str):
         raise ValueError(f"baseline.name is {given!r}; it must be a name, such as mobilenetv2")
@@ -256,6 +256,12 @@ def network_of(group: Mapping[str, Any], *, trusted: bool, name: str | None = No
     if trusted and isinstance(network, Factory):
         trust(network.function)
     return with_grain(network)
+
+
+def _function_name(function: str) -> str:
+    """What the network of a function is called: two functions never share a name. `make` is what most are called."""
+    module, _, name = function.partition(":")
+    return module if name == "make" else f"{module}-{name}"
 
 
 def limits_of(group: Mapping[str, Any]) -> Limits:

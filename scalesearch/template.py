@@ -69,9 +69,9 @@ head: {{block: conv_norm, kernel: 1, channels: 640}} # may be left out
 _FACTORY = """\
 # {name} as a Python function: {name}/{name}.py, called with other multipliers for every candidate.
 #   scalesearch run --config-dir {name} baseline={name}_factory
-# It is the same as: scalesearch run baseline.factory={name}.{name}:make
+# It is the same network as that of: scalesearch run baseline.factory={name}.{name}:make
 # The function is imported, that is, run: from the working directory, or installed.
-name: {name}
+name: {name}_factory
 factory: {name}.{name}:make
 resolution: 224 # of the baseline; the function gets that of the candidate
 in_channels: 3 # a search sets this and num_classes to those of its data

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +12,7 @@ from typing import NamedTuple
 from scalesearch.budget import Footprint, Profiler
 from scalesearch.cost import Cost, cost
 from scalesearch.ledger import write_atomic
-from scalesearch.network import AnyNetwork
+from scalesearch.network import AnyNetwork, load
 from scalesearch.scaling import Coefficients, Rounding, scale
 
 
@@ -59,6 +61,29 @@ def family(
     return variants
 
 
+def free_name(network: AnyNetwork, file: Callable[[str], Path]) -> str:
+    """The network's name; with eight digits of its digest behind it where `file(name)` describes another network, so
+    that neither replaces the other. The same network gets the same name again."""
+    path = file(network.name)
+    try:
+        taken = path.exists() and load(path) != network
+    except ValueError:  # edited, or cut off: not ours to replace
+        taken = True
+    if not taken:
+        return network.name
+    digest = hashlib.sha256(json.dumps(network.table(), sort_keys=True).encode()).hexdigest()
+    return f"{network.name}-{digest[:8]}"
+
+
+def apart(variants: Sequence[Variant], directory: Path) -> list[Variant]:
+    """The variants, renamed where a file in `directory` has that name for another network (`free_name`)."""
+    names = [free_name(variant.network, lambda name: _file(directory, name)) for variant in variants]
+    return [
+        replace(variant, network=replace(variant.network, name=name))
+        for variant, name in zip(variants, names, strict=True)
+    ]
+
+
 def measured(variants: Sequence[Variant], profiler: Profiler) -> list[Variant]:
     """The variants with their footprints, in memory and time."""
     return [replace(variant, footprint=profiler.footprint(variant.network)) for variant in variants]
@@ -82,7 +107,7 @@ def family_rows(
             **(variant.footprint._asdict() if variant.footprint else {}),
             "depth": variant.network.depth,
             "resolution": variant.network.resolution,
-            "file": str(_file(directory, variant)),
+            "file": str(_file(directory, variant.network.name)),
         }
         for variant in variants
     ]
@@ -106,8 +131,8 @@ def write(
             f"{variant.cost.params:,} params, {variant.cost.activations:,} activations"
         )
         text = variant.network.to_yaml(comment=f"{made}\n{comment}".rstrip())
-        write_atomic(_file(directory, variant), text.encode())
+        write_atomic(_file(directory, variant.network.name), text.encode())
 
 
-def _file(directory: Path, variant: Variant) -> Path:
-    return directory / "baseline" / f"{variant.network.name}.yaml"
+def _file(directory: Path, name: str) -> Path:
+    return directory / "baseline" / f"{name}.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,7 +87,13 @@ def _exported(
 ) -> dict[str, Any]:
     from scalesearch import export
     from scalesearch.cost import cost
+    from scalesearch.variants import free_name
 
+    root = arguments.directory or arguments.workspace / "exports"
+    name = free_name(network, lambda name: root / name / f"{name}.yaml")
+    if name != network.name:
+        out.say(f"{root / network.name} has another network of the name {network.name}; this one is exported as {name}")
+        network = replace(network, name=name)
     out.say(f"{network.name} ...")
     file = None if arguments.weights is None else Path(arguments.weights).expanduser()
     module, origin = export.filled(
@@ -97,8 +104,12 @@ def _exported(
         origin = f"of {trained.id} of study {arguments.study}, {accuracy}"
     made, counted = export.counterpart(network), cost(network)
     comment = export.comment(network, counted, origin, made, None if trained is None else trained.data)
-    directory = (arguments.directory or arguments.workspace / "exports") / network.name
+    directory = root / network.name
+    weights = directory / f"{network.name}.safetensors"
+    before = weights.read_bytes() if weights.is_file() else None
     written = export.write(network, module, directory, formats=arguments.formats, comment=comment)
+    if before is not None and before != weights.read_bytes():
+        out.warn(f"{weights} of an earlier export had other weights; it was replaced")
     left = sorted({path.name for path in directory.glob(f"{network.name}.*")} - {one.file.name for one in written})
     if left:
         out.warn(f"{directory} holds {', '.join(left)} of an earlier export, which may have other weights")

@@ -105,7 +105,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     from scalesearch.study import point
 
     family = family_of(arguments, groups, phis=(1, 2, 3))
-    measured = variants.measured(family.variants, family.profiler)
+    measured = variants.measured(variants.apart(family.variants, family.directory), family.profiler)
     how = "" if family.fit is None else fit_words(family.fit, arguments.limits)
     variants.write(measured, family.coefficients, family.directory, rounding=family.rounding, comment=how)
     rows = variants.family_rows(measured, family.coefficients, family.directory)
