@@ -17,6 +17,7 @@ from scalesearch.search import Plan
 from scalesearch.session import Session
 from scalesearch.study import StudySettings
 from scalesearch.text import count, listed, plural
+from scalesearch.training import few_steps
 from scalesearch.workspace import Infeasible
 
 
@@ -101,6 +102,7 @@ def summary(plan: Plan, settings: StudySettings) -> str:
             f"{triples} triples are left, which are {len(plan.candidates)} different networks",
             f"data: {known.name}, {known.num_train} images for training and {known.num_val} for validation",
             *_found_words(plan, settings),
+            *filter(None, [few_steps(settings.recipe, known.num_train)]),
             *grain_words(network, settings.proxy_network[1]),
             *uncounted_words(uncounted(network)),
         ]

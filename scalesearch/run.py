@@ -11,13 +11,24 @@ from scalesearch.data import Data
 from scalesearch.evaluation import Evaluation
 from scalesearch.planning import num_evaluations, planned, refuse_infeasible, summary
 from scalesearch.search import BASELINE, Plan, Stopped, TrialResult
-from scalesearch.selection import Choice, select
+from scalesearch.selection import Choice, Majority, Unlearnt, finished_seeds, remedy, select, unlearnt, unlearnt_words
 from scalesearch.session import Session
-from scalesearch.study import Answer, Study, StudySettings, possible_of, write_answer, write_trials
+from scalesearch.study import (
+    Answer,
+    NothingLearnt,
+    Study,
+    StudySettings,
+    possible_of,
+    write_answer,
+    write_nothing,
+    write_trials,
+)
 from scalesearch.tracking import StudyLog, recipe_params
 
 
-def search_and_scale(settings: StudySettings, session: Session) -> tuple[list[TrialResult], Answer | None]:
+def search_and_scale(
+    settings: StudySettings, session: Session
+) -> tuple[list[TrialResult], Answer | NothingLearnt | None]:
     """(every training, the answer of the study, on disk and in MLflow); None where every candidate failed.
 
     Raises: Infeasible where no network meets the constraints.
@@ -37,9 +48,14 @@ def search_and_scale(settings: StudySettings, session: Session) -> tuple[list[Tr
             # Step 1: fix phi = 1 and search alpha, beta, gamma on a small grid, by training candidates.
             trials, stopped = _train_candidates(settings, session, study, plan, data, init, log)
             write_trials(study, settings, trials, stopped)
-            choice = _choose(settings, trials, stopped)
+            majority = Majority(data.val_labels.numpy())
+            choice = _choose(settings, trials, stopped, majority)
             if choice is None:
                 return trials, None
+            if isinstance(choice, Unlearnt):
+                nothing = _nothing(settings, trials, stopped, choice, majority)
+                values, files = write_nothing(settings, nothing)
+                return trials, replace(nothing, values=values, waiting=log.nothing_learnt(values, files=files))
             chosen = next(candidate for candidate in plan.candidates if candidate.id == choice.chosen)
             finished = {name: _finished(settings, trials, name) for name in (BASELINE, chosen.id)}
             test = {name: session.test_accuracy(seeds, settings.data) for name, seeds in finished.items()}
@@ -49,7 +65,8 @@ def search_and_scale(settings: StudySettings, session: Session) -> tuple[list[Tr
             family = variants.family(settings.baseline, coefficients, settings.phis, rounding=rounding)
             family = variants.measured(family, profiler)
 
-            answer = Answer(trials, stopped, choice, chosen, test, family)
+            shares = {"validation": majority.share, "test": Majority(data.test_labels().numpy()).share}
+            answer = Answer(trials, stopped, choice, chosen, test, family, shares)
             values, files = write_answer(settings, answer)
             files.append(report.write(report.read(study), study.directory))
             weights = session.ledger.weights_path(finished[chosen.id][0].key)
@@ -101,20 +118,46 @@ def _train_candidates(
     return trials, stopped
 
 
-def _choose(settings: StudySettings, trials: Sequence[TrialResult], stopped: Mapping[str, str]) -> Choice | None:
-    """Of the trainings of the whole recipe; None where no candidate that may be chosen has finished one."""
+def _choose(
+    settings: StudySettings, trials: Sequence[TrialResult], stopped: Mapping[str, str], majority: Majority
+) -> Choice | Unlearnt | None:
+    """Of the trainings of the whole recipe; None where no candidate that may be chosen has finished one.
+
+    Where no candidate that may be chosen is better than the majority class, the best of them, which is no choice.
+    """
     whole = [one for one in trials if one.outcome.evaluation.recipe == settings.recipe]
     contenders = sorted({one.candidate.id for one in whole} - {BASELINE} - stopped.keys())
     if not any(one.outcome.result is not None for one in whole if one.candidate.id in contenders):
         return None
+    confidence = settings.search.confidence
+    finished = {name: seeds for name, seeds in finished_seeds(whole).items() if name != BASELINE}
+    chance = unlearnt(finished, majority, confidence=confidence)
+    free = finished.keys() & contenders
+    if free <= chance.keys():
+        return max((chance[name] for name in sorted(free)), key=lambda one: one.accuracy)
     return select(
         whole,
-        confidence=settings.search.confidence,
+        confidence=confidence,
+        not_learnt=sorted(chance),
         rule=settings.selection.rule,
         metric=settings.selection.metric,
         contenders=contenders,
         macs_ratio=settings.budget.macs_ratio,
     )
+
+
+def _nothing(
+    settings: StudySettings,
+    trials: Sequence[TrialResult],
+    stopped: Mapping[str, str],
+    best: Unlearnt,
+    majority: Majority,
+) -> NothingLearnt:
+    num_networks = len({one.candidate.id for one in trials} - {BASELINE})
+    confidence = settings.search.confidence
+    reason = unlearnt_words(best, majority, num_networks=num_networks, confidence=confidence)
+    tried = remedy(settings.recipe, settings.description.num_train)
+    return NothingLearnt(trials, stopped, best, majority.share, reason, tried)
 
 
 def _finished(settings: StudySettings, trials: Sequence[TrialResult], name: str) -> list[Evaluation]:

@@ -16,7 +16,7 @@ from scalesearch.checks import Must, between
 from scalesearch.text import near
 
 # Exit codes; docs/architecture.md explains each.
-DONE, USAGE, SOME_FAILED, ALL_FAILED, INFEASIBLE, LOCKED, ENVIRONMENT = 0, 2, 3, 4, 5, 6, 7
+DONE, USAGE, SOME_FAILED, ALL_FAILED, INFEASIBLE, LOCKED, ENVIRONMENT, NOTHING_LEARNT = 0, 2, 3, 4, 5, 6, 7, 8
 INTERRUPTED, TERMINATED = 130, 143
 TRAININGS = "trainings"
 

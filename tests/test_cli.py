@@ -257,7 +257,8 @@ def test_a_search_prints_one_json_object_and_its_study_can_be_asked(scalesearch:
     """The one real search of this file, of three tiny trainings."""
     search = [
         *("baseline=preresnet20", "recipe.autocast=off"),
-        *("data=digits", "data.num_train=100", "data.num_val=100", "recipe.seeds=1", "recipe.epochs=1"),
+        *("data=digits", "data.num_train=640", "data.num_val=100", "recipe.seeds=1", "recipe.epochs=2"),
+        "recipe.batch_size=16",
         *(
             "grid.alpha.stop=1",
             "grid.beta.stop=1.4",

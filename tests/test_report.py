@@ -83,13 +83,13 @@ TINY = (
     *("baseline=mobilenetv2", "proxy.width=0.25", "proxy.depth=0.5", "proxy.resolution=8", "proxy.total_stride=4"),
     *(
         "data=digits",
-        "data.num_train=160",
+        "data.num_train=640",
         "recipe=quick",
         "recipe.seeds=2",
         "recipe.batch_size=16",
         "recipe.autocast=off",
     ),
-    *("recipe.epochs=1", "recipe.learning_rate=0.2", "recipe.flip=false", "grid.alpha={start:1,stop:1.9,step:0.9}"),
+    *("recipe.epochs=2", "recipe.learning_rate=0.2", "recipe.flip=false", "grid.alpha={start:1,stop:1.9,step:0.9}"),
     *("grid.beta={start:1,stop:1.4,step:0.4}", "grid.gamma={start:1,stop:1.4,step:0.4}", "grid.product_tolerance=0.15"),
     *("budget.tolerance=0.12", "phis=[1]", "search=grid", "tracking=none", "study=tiny"),
 )

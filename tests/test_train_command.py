@@ -21,6 +21,7 @@ from scalesearch.cli import main
 from scalesearch.model import build
 from scalesearch.network import load
 from scalesearch.training import save_weights
+from scalesearch.workspace import DONE, NOTHING_LEARNT
 
 # MLflow's own: it leaves sqlite connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
@@ -40,6 +41,8 @@ QUICK = (
     *("data=digits", "data.num_train=200", "data.num_val=100", "recipe.epochs=1", "recipe.seeds=2"),
     *("recipe.batch_size=50", "recipe.autocast=off", "executor.workers=1", "tracking=none"),
 )
+# These trainings are as short as they can be, and whether anything was learnt in them is not what is tested.
+TRAINED = (DONE, NOTHING_LEARNT)
 STILL = ("recipe.learning_rate=1e-8", "recipe.momentum=0", "recipe.weight_decay=0", "recipe.batch_size=200")
 
 
@@ -95,7 +98,7 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 def test_a_network_is_trained_and_not_a_second_time(user: User, request: pytest.FixtureRequest) -> None:
     first = user.gives("train")
-    assert first.code == 0, first.error
+    assert first.code in TRAINED, first.error
     assert first.answer["evaluations"] == {"trained": 2, "reused": 0, "failed": 0}
     accuracies = [row["val_accuracy"] for row in first.answer["seeds"]]
     assert [row["seed"] for row in first.answer["seeds"]] == [0, 1]
@@ -141,7 +144,7 @@ def test_an_interrupted_training_goes_on_with_the_same_command(user: User, reque
     assert "the same command goes on" in err
     request.getfixturevalue("in_this_process")
     ended = user.asks("train", *long)
-    assert ended.code == 0
+    assert ended.code in TRAINED, ended.error
     assert ended.answer["evaluations"]["reused"] >= 1
     assert sum(ended.answer["evaluations"].values()) == 3
 
@@ -208,7 +211,7 @@ def test_a_training_starts_from_timm_s_weights_and_says_once_which_it_did_not_ta
     few = ("data.num_train=20", "data.num_val=20", "recipe.batch_size=20")
     deeper = ("baseline=mobilenetv2", "resolution=32", "depth=1.3", *STILL, *few)
     ended = user.asks("train", *deeper, "init=timm:mobilenetv2_100")
-    assert ended.code == 0
+    assert ended.code in TRAINED, ended.error
     (message,) = [line for line in ended.error.splitlines() if "start from them" in line]
     assert message.startswith("init=timm:mobilenetv2_100: of mobilenetv2 103 of 151 layers")
     assert "of another shape, not taken: stem.conv, classifier" in message  # images of one channel, ten classes
@@ -252,7 +255,7 @@ def test_a_search_starts_from_given_weights_and_is_another_study(user: User) -> 
         *("grid.gamma={start:1,stop:1.5,step:0.5}", "grid.product_tolerance=0.5", "budget.tolerance=0.9", "phis=[1]"),
     )
     first = user.asks("run", *overrides, *STILL, "init=tiny.safetensors")
-    assert first.code == 0, first.error
+    assert first.code == 8, first.error  # of so small a rate nothing is learnt
     (message,) = [line for line in first.error.splitlines() if "start from them" in line]
     assert "of tiny 15 of 15 layers start from them" in message
     assert "of the candidates 56 to 100 % of the layers do" in first.error

@@ -46,10 +46,13 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
 def _values(settings: StudySettings, plan: Plan) -> dict[str, Any]:
     from scalesearch.cost import cost, uncounted
     from scalesearch.study import candidate_values, point
+    from scalesearch.training import few_steps
 
     full, grid = cost(settings.baseline), settings.grid
     return {
         "study": settings.study,
+        "steps": settings.recipe.num_steps(settings.description.num_train),
+        "few_steps": few_steps(settings.recipe, settings.description.num_train),
         "baseline": candidate_values(plan.baseline) | {"name": settings.baseline.name},
         "full_baseline": {
             "name": settings.baseline.name,

@@ -10,12 +10,21 @@ from pydantic import Field
 
 from scalesearch.checks import checked
 from scalesearch.text import count, percent
-from scalesearch.workspace import ALL_FAILED, DONE, SOME_FAILED, Directory, InitialWeights, Phis, StudyName
+from scalesearch.workspace import (
+    ALL_FAILED,
+    DONE,
+    NOTHING_LEARNT,
+    SOME_FAILED,
+    Directory,
+    InitialWeights,
+    Phis,
+    StudyName,
+)
 
 if TYPE_CHECKING:
     from scalesearch.config import Groups
     from scalesearch.screen import Screen
-    from scalesearch.study import Answer, StudySettings
+    from scalesearch.study import Answer, NothingLearnt, StudySettings
 
 GROUPS = {
     "baseline": "mobilenetv2",
@@ -58,7 +67,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     from scalesearch.evaluation import counts, mixed_precision
     from scalesearch.run import search_and_scale
     from scalesearch.session import Session
-    from scalesearch.study import StudySettings
+    from scalesearch.study import NothingLearnt, StudySettings
     from scalesearch.workspace import Infeasible
 
     settings = StudySettings.of(groups)
@@ -79,13 +88,24 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
         )
         out.answer({"study": settings.study, "chosen": None, "evaluations": counts(outcomes)})
         return ALL_FAILED
-    _show(out, settings, answer)
+    if isinstance(answer, NothingLearnt):
+        _show_nothing(out, settings, answer)
+    else:
+        _show(out, settings, answer)
     if mixed := mixed_precision(one for one in outcomes if one.evaluation.recipe == settings.recipe):
         out.warn(mixed)
     if answer.waiting:
         out.warn(answer.waiting)
     out.answer(answer.values)
+    if isinstance(answer, NothingLearnt):
+        return NOTHING_LEARNT
     return SOME_FAILED if answer.values["evaluations"]["failed"] else DONE
+
+
+def _show_nothing(out: Screen, settings: StudySettings, nothing: NothingLearnt) -> None:
+    out.warn(f"{nothing.reason}. So nothing is chosen, and no family is written")
+    out.say(nothing.remedy)
+    _show_counts(out, settings, nothing.values["evaluations"], "trials.csv and result.json")
 
 
 def _show(out: Screen, settings: StudySettings, answer: Answer) -> None:
@@ -103,14 +123,19 @@ def _show(out: Screen, settings: StudySettings, answer: Answer) -> None:
     test = values["test_accuracy"]
     out.say(
         f"test accuracy: {test_words(test['chosen'])} chosen, {test_words(test['baseline'])} 1x network "
-        f"({count(values['baseline']['macs'])} multiply-adds)"
+        f"({count(values['baseline']['macs'])} multiply-adds), {percent(values['majority_share']['test'])} % the most "
+        "frequent class alone"
     )
     show_family(out, settings.baseline.name, answer.chosen.coefficients, settings.rounding, values["variants"])
-    counts = values["evaluations"]
+    _show_counts(out, settings, values["evaluations"], "tables, figures, coefficients.yaml and variants")
+
+
+def _show_counts(out: Screen, settings: StudySettings, counts: Mapping[str, int], files: str) -> None:
+    """How many trainings there were, and where things are."""
     out.say(f"{counts['trained']} evaluations trained, {counts['reused']} from the ledger, {counts['failed']} failed")
     if counts["failed"]:
         out.say("`scalesearch retry` with the same overrides runs the failed ones again; `status` gives the reasons")
-    out.say(f"tables, figures, coefficients.yaml and variants: {settings.directory}")
+    out.say(f"{files}: {settings.directory}")
     place = f"study={settings.study} workspace={settings.workspace}"
     if settings.tracking.name == "mlflow":
         out.say(f"MLflow: scalesearch ui {place}")
@@ -141,6 +166,14 @@ def _show_candidates(out: Screen, settings: StudySettings, answer: Answer) -> No
     }
     title = f"Candidates, with {confidence} intervals over the seeds"
     out.table(title, rows, COEFFICIENT_COLUMNS | accuracy | {"mark": ""})
+    out.say(f"the most frequent class alone: {percent(answer.majority_share['validation'])} % of the validation images")
+    if answer.choice.not_learnt:
+        out.say(f"no better than that at {confidence}, and so not to be chosen: {', '.join(answer.choice.not_learnt)}")
+    if without := answer.choice.without_interval:
+        out.say(
+            f"no interval for {', '.join(without)}: so few seeds leave it wider than 100 points, or unknown; "
+            f"recipe.seeds={settings.seeds + 2} gives more"
+        )
 
 
 def _show_ties(out: Screen, settings: StudySettings, answer: Answer) -> None:

@@ -35,6 +35,8 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
         f"{counts['failed']} failed"
         + (f"; best so far {best['candidate']} with {100 * best['val_accuracy_mean']:.2f} %" if best else "")
     )
+    if answer["nothing_learnt"] is not None:
+        out.say(f"{answer['nothing_learnt']['reason']}, so nothing is chosen. {answer['nothing_learnt']['remedy']}")
     for failure in answer["failures"]:
         out.say(f"  failed: {failure['candidate']} seed {failure['seed']}: {failure['reason']}")
     if answer["state"] == "interrupted":

@@ -11,13 +11,14 @@ from pydantic import Field
 
 from scalesearch.checks import between, checked
 from scalesearch.text import count, percent, plural
-from scalesearch.workspace import Directory, InitialWeights, training_directory
+from scalesearch.workspace import DONE, NOTHING_LEARNT, SOME_FAILED, Directory, InitialWeights, training_directory
 
 if TYPE_CHECKING:
     from scalesearch.config import Groups
     from scalesearch.evaluation import Outcome
     from scalesearch.network import AnyNetwork
     from scalesearch.screen import Screen
+    from scalesearch.selection import Majority
     from scalesearch.session import Session
 
 GROUPS = {
@@ -56,8 +57,10 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     """
     from scalesearch.cost import cost
     from scalesearch.evaluation import Evaluation
+    from scalesearch.selection import Majority, remedy
     from scalesearch.session import Session
     from scalesearch.tracking import recipe_params
+    from scalesearch.training import few_steps
 
     network = network_of(arguments, groups)
     session = Session(arguments.workspace, groups.executor, out, retry=arguments.retry, tracking=groups.tracking)
@@ -72,6 +75,9 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
         f"data: {sizes.name}, {sizes.num_train} images for training and {sizes.num_val} for validation; "
         f"{plural(groups.seeds, 'seed')}"
     )
+    if (few := few_steps(groups.recipe, sizes.num_train)) is not None:
+        summary += f"\n{few}"
+    majority = Majority(data.val_labels.numpy())
     params = {"network": network.name, "init": arguments.init, **recipe_params(groups.recipe, groups.seeds)}
     with session, session.log("train", network.name, params=params, summary=summary, specs=[groups.data]) as log:
         session.forget_failures(evaluations)
@@ -82,9 +88,18 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
         test = session.test_accuracy(finished, groups.data) if arguments.test else None
         answer = _answer(network, outcomes, test, session)
         answer["init"] = None if init is None else {"source": arguments.init, "sha256": init}
+        shares = {"validation": majority.share}
+        if arguments.test:
+            shares["test"] = Majority(data.test_labels().numpy()).share
+        nothing = _nothing_learnt(network.name, outcomes, majority)
+        answer |= {"majority_share": shares, "nothing_learnt": nothing}
         _show(answer, out)
         code = session.finish(outcomes)
+        if nothing is not None:
+            out.warn(f"{nothing}. {remedy(groups.recipe, sizes.num_train)}")
+            code = NOTHING_LEARNT if code in (DONE, SOME_FAILED) else code
         metrics = {name: answer[name] for name in ("macs", "params", "val_accuracy_mean")}
+        metrics["majority_share"] = majority.share
         metrics["test_accuracy"] = None if test is None else test["mean"]
         session.conclude(log, code, metrics=metrics, files=[])
         out.answer(answer)
@@ -140,6 +155,15 @@ def _answer(
     }
 
 
+def _nothing_learnt(name: str, outcomes: Sequence[Outcome], majority: Majority) -> str | None:
+    """Why the network is no better than the majority class; None where it is, and where no training has finished."""
+    from scalesearch.selection import unlearnt, unlearnt_words
+
+    seeds = {one.evaluation.seed: one.result.correct for one in outcomes if one.result is not None}
+    found = unlearnt({name: seeds}, majority, confidence=_CONFIDENCE) if seeds else {}
+    return unlearnt_words(found[name], majority, num_networks=1, confidence=_CONFIDENCE) if found else None
+
+
 def _show(answer: Mapping[str, Any], out: Screen) -> None:
     from scalesearch.commands.run import test_words
 
@@ -147,11 +171,16 @@ def _show(answer: Mapping[str, Any], out: Screen) -> None:
     if not finished:
         return
     spread = " (1 seed: no interval)"
+    if len(finished) > 1:
+        spread = f" (no interval: over {len(finished)} seeds it would be wider than 100 points)"
     if answer["val_accuracy_low"] is not None:
         low, high = (percent(answer[f"val_accuracy_{end}"]) for end in ("low", "high"))
         spread = f" ({100 * _CONFIDENCE:g} % interval over {len(finished)} seeds: {low} to {high})"
-    out.say(f"validation accuracy: {percent(answer['val_accuracy_mean'])} %{spread}")
+    share = {
+        split: f"; the most frequent class alone: {percent(one)} %" for split, one in answer["majority_share"].items()
+    }
+    out.say(f"validation accuracy: {percent(answer['val_accuracy_mean'])} %{spread}{share['validation']}")
     if answer["test_accuracy"] is not None:
-        out.say(f"test accuracy: {test_words(answer['test_accuracy'])}")
+        out.say(f"test accuracy: {test_words(answer['test_accuracy'])}{share['test']}")
     for row in finished:
         out.say(f"weights of seed {row['seed']}: {row['weights']}")

@@ -49,6 +49,10 @@ class Data:
         split = self._open_test()
         return split.take(torch.arange(len(split.labels))), split.labels
 
+    def test_labels(self) -> Tensor:
+        """Labels (N,) int64 of the test split, read now; no image is looked at."""
+        return self._open_test().labels
+
 
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

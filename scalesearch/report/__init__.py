@@ -14,7 +14,7 @@ from scalesearch.ledger import write_atomic
 from scalesearch.registry import Registry
 from scalesearch.report.facts import Facts, read
 from scalesearch.report.references import Reference
-from scalesearch.text import level
+from scalesearch.text import level, percent
 
 __all__ = ["QUESTIONS", "Facts", "Reference", "answers", "markdown", "ordered", "read", "write"]
 
@@ -30,6 +30,7 @@ def answers(facts: Facts) -> dict[str, dict[str, Any]]:
     """Every question's answer, and first what the study is. Accuracies are fractions; None is what is not known."""
     about = {"study": facts.study.name, "confidence": facts.confidence} | facts.study.result["selection"]
     about["seeds"] = max(len(seeds) for seeds in facts.finished.values())
+    about["majority_share"] = facts.study.result.get("majority_share")  # a study from before that was known has none
     return {"about": about} | {name: QUESTIONS[name].answer(facts) for name in ordered()}
 
 
@@ -43,6 +44,11 @@ def markdown(answers: Mapping[str, Mapping[str, Any]]) -> str:
         f"differences points of that. Intervals are at {level(about['confidence'])}, over seeds and images. Chosen was "
         f"{rule}. `scalesearch report study={about['study']}` writes this anew.",
     ]
+    if (share := about["majority_share"]) is not None:
+        paragraphs.append(
+            f"The most frequent class alone is right on {percent(share['validation'])} % of the validation images and "
+            f"{percent(share['test'])} % of the test images."
+        )
     for name in ordered():
         paragraphs += [f"## {QUESTIONS[name].TITLE}", *QUESTIONS[name].words({**about, **answers[name]})]
     return "\n\n".join(paragraphs) + "\n"

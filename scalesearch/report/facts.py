@@ -76,6 +76,7 @@ def read(study: Study) -> Facts:
         trials,
         confidence=confidence,
         contenders=sorted(contenders),
+        not_learnt=result.get("not_learnt", ()),
         macs_ratio=budget.macs_ratio,
         **result["selection"],
     )

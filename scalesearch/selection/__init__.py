@@ -1,6 +1,7 @@
 """The choice: the best mean validation accuracy, how sure it is, and which candidates are statistically tied with it.
 
-`pairs` compares two networks, `effect` is what the cost explains of accuracy.
+`pairs` compares two networks, `effect` is what the cost explains of accuracy, `learnt` whether a network is better than
+the majority class.
 """
 
 from __future__ import annotations
@@ -18,10 +19,20 @@ from scipy import stats
 from scalesearch import checks
 from scalesearch.search import BASELINE, Candidate, TrialResult
 from scalesearch.selection.effect import CostEffect, cost_effect
-from scalesearch.selection.pairs import Comparison, Correct, Pairs, Seeds, between_seeds, mean
+from scalesearch.selection.learnt import Majority, Unlearnt, remedy, unlearnt, unlearnt_words
+from scalesearch.selection.pairs import Comparison, Correct, Pairs, Seeds, between_seeds, ends, mean
 
-__all__ = ["Choice", "Comparison", "CostEffect", "Pairs", "Seeds", "Separation"]
-__all__ += ["cost_effect", "interval", "select", "trials_table"]
+__all__ = ["Choice", "Comparison", "CostEffect", "Majority", "Pairs", "Seeds", "Separation", "Unlearnt"]
+__all__ += [
+    "cost_effect",
+    "finished_seeds",
+    "interval",
+    "remedy",
+    "select",
+    "trials_table",
+    "unlearnt",
+    "unlearnt_words",
+]
 
 Rule = Literal["best", "cheapest_tied"]
 
@@ -45,7 +56,8 @@ class Choice:
     candidate with at least the stated confidence (subset selection: Gupta 1965; Hsu 1984).
 
     candidates: one row per candidate and one for the 1x network. `val_accuracy_low` and `_high` bound each mean over
-        the seeds, by Student's t with the standard deviation pooled over all networks, NaN with a single seed. `tied`
+        the seeds, by Student's t with the standard deviation pooled over all networks, NaN with a single seed and where
+        they would be more than 100 points apart. `tied`
         marks those that are statistically tied with the best, `stopped` those that could not be chosen.
         `val_accuracy_corrected` is the mean less what the cost explains (`cost_effect`), `rank_corrected` its place
         from 1; both are empty where unknown.
@@ -54,6 +66,7 @@ class Choice:
         standard error, seeds_part and images_part.
     separation: of the best and the next one; None where there is no other.
     cost_effect: None where it cannot be known, see `cost_effect`.
+    not_learnt: those that are no better than the majority class; they were compared, and could not be chosen.
     """
 
     chosen: str
@@ -63,6 +76,13 @@ class Choice:
     comparisons: pd.DataFrame
     separation: Separation | None
     cost_effect: CostEffect | None
+    not_learnt: tuple[str, ...] = ()
+
+    @property
+    def without_interval(self) -> list[str]:
+        """Networks that have finished, and too few seeds for an interval of at most 100 points."""
+        table = self.candidates
+        return list(table.loc[table["val_accuracy_low"].isna() & table["val_accuracy_mean"].notna(), "candidate"])
 
 
 def select(
@@ -72,6 +92,7 @@ def select(
     rule: str = "best",
     metric: str = "macs",
     contenders: Collection[str] | None = None,
+    not_learnt: Collection[str] = (),
     macs_ratio: float | None = None,
 ) -> Choice:
     """The choice among finished candidates.
@@ -85,6 +106,7 @@ def select(
         metric: a size of the candidates (macs, params, memory, ...), or train_seconds, the mean of their trainings.
         contenders: ids of those that may be chosen (None: all). The others were stopped early, maybe with fewer seeds;
             they are compared on the seeds that they share with the best, so that they may be among the ties.
+        not_learnt: ids of contenders that may not be chosen either, as they are no better than the majority class.
         macs_ratio: the budget, to which `val_accuracy_corrected` corrects; None: the candidates' geometric mean.
 
     Raises:
@@ -93,14 +115,15 @@ def select(
     checks.value(rule, Rule, "rule")
     results = sorted(results, key=_place)  # a resumed search gives the same digits in the same rows
     known = {candidate.id: candidate for candidate, _ in results}
-    finished: dict[str, dict[int, Correct]] = {}
+    finished = finished_seeds(results)
     seconds: dict[str, list[float]] = {}
     for candidate, outcome in results:
         if outcome.result is not None:
-            finished.setdefault(candidate.id, {})[outcome.evaluation.seed] = outcome.result.correct
             seconds.setdefault(candidate.id, []).append(outcome.result.train_seconds)
     means = {name: mean(seeds) for name, seeds in finished.items() if name != BASELINE}
-    free = _free(means, contenders)
+    free = [name for name in _free(means, contenders) if name not in not_learnt]
+    if not free:
+        raise ValueError("no candidate that may be chosen has learnt anything, so there is nothing to choose from")
     amounts = _amounts([known[name] for name in means], seconds, metric)
     best = min(free, key=lambda name: (-means[name], amounts[name], name))
 
@@ -122,7 +145,16 @@ def select(
     table["best"] = table["candidate"] == best
     table["tied"] = table["candidate"].isin(tied)
     table["stopped"] = ~table["candidate"].isin([BASELINE, *(known if contenders is None else contenders)])
-    return Choice(chosen, best, tied, table, comparisons, separation, effect)
+    return Choice(chosen, best, tied, table, comparisons, separation, effect, tuple(sorted(not_learnt)))
+
+
+def finished_seeds(results: Sequence[TrialResult]) -> dict[str, dict[int, Correct]]:
+    """Of each network that has finished a training: for each seed which validation images were right (N,)."""
+    finished: dict[str, dict[int, Correct]] = {}
+    for candidate, outcome in sorted(results, key=_place):
+        if outcome.result is not None:
+            finished.setdefault(candidate.id, {})[outcome.evaluation.seed] = outcome.result.correct
+    return finished
 
 
 def trials_table(results: Sequence[TrialResult]) -> pd.DataFrame:
@@ -140,12 +172,15 @@ def trials_table(results: Sequence[TrialResult]) -> pd.DataFrame:
 
 
 def interval(accuracies: Sequence[float], *, confidence: float) -> tuple[float, float, float]:
-    """(mean, low, high) of one network's accuracies over its seeds, by Student's t; low and high NaN with one seed."""
+    """(mean, low, high) of one network's accuracies over its seeds, by Student's t.
+
+    low and high are NaN with one seed, and where they would be more than 100 points apart.
+    """
     middle, reach = float(np.mean(accuracies)), math.nan
     if len(accuracies) > 1:
         error = float(np.std(accuracies, ddof=1)) / math.sqrt(len(accuracies))
         reach = float(stats.t.ppf((1 + confidence) / 2, len(accuracies) - 1)) * error
-    return middle, middle - reach, middle + reach
+    return middle, *ends(middle, reach)
 
 
 def _place(result: TrialResult) -> tuple[str, int]:
@@ -216,13 +251,13 @@ def _candidates_table(
         seeds = finished.get(name, {})
         accuracies = [correct.mean() for correct in seeds.values()]
         middle = mean(seeds) if seeds else math.nan
-        reach = spread / math.sqrt(len(accuracies)) if accuracies else math.nan
+        low, high = ends(middle, spread / math.sqrt(len(accuracies))) if accuracies else (math.nan, math.nan)
         scores = {
             "num_seeds": len(accuracies),
             "val_accuracy_mean": middle,
             "val_accuracy_std": float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else math.nan,
-            "val_accuracy_low": middle - reach,
-            "val_accuracy_high": middle + reach,
+            "val_accuracy_low": low,
+            "val_accuracy_high": high,
         }
         rows.append({**_columns(candidate), **scores, **corrected.get(name, _UNKNOWN)})
     return pd.DataFrame(rows).astype({"rank_corrected": "Int64"})

@@ -42,7 +42,7 @@ class Comparison(NamedTuple):
         return float(stats.t.sf(self.difference / self.standard_error, self.degrees_of_freedom))
 
     def interval(self, confidence: float, *, pairs: int = 1) -> tuple[float, float]:
-        """(low, high) of the difference, two-sided; NaN where nothing is known.
+        """(low, high) of the difference, two-sided; NaN where nothing is known, as by `ends`.
 
         pairs: of how many differences this is one, all of which the intervals then cover at once (Bonferroni).
         """
@@ -50,7 +50,7 @@ class Comparison(NamedTuple):
             return math.nan, math.nan
         tail = (1 - confidence) / (2 * pairs)
         reach = float(stats.t.isf(tail, self.degrees_of_freedom)) * self.standard_error if self.standard_error else 0.0
-        return self.difference - reach, self.difference + reach
+        return ends(self.difference, reach)
 
 
 class Pairs:
@@ -129,6 +129,11 @@ class Pairs:
 
 ONE_SEED = "one seed says nothing of how much seeds vary; at least 2 are needed"
 _MOST_SEEDS = 100_000
+
+
+def ends(middle: float, reach: float) -> tuple[float, float]:
+    """(low, high) of an interval of accuracies; both NaN where it would span more than 100 points: it says nothing."""
+    return (middle - reach, middle + reach) if 2 * reach <= 1 else (math.nan, math.nan)
 
 
 def mean(seeds: Seeds) -> float:

@@ -1,11 +1,20 @@
 """A study: a search, with the settings that make it that search, its files, and the answer that it came to."""
 
-from scalesearch.study.answer import Answer, candidate_values, point, write_answer, write_trials
+from scalesearch.study.answer import (
+    Answer,
+    NothingLearnt,
+    candidate_values,
+    point,
+    write_answer,
+    write_nothing,
+    write_trials,
+)
 from scalesearch.study.files import Scored, Study, TrainedCandidate, possible_of
 from scalesearch.study.settings import StudySettings, decisive_settings
 
 __all__ = [
     "Answer",
+    "NothingLearnt",
     "Scored",
     "Study",
     "StudySettings",
@@ -15,5 +24,6 @@ __all__ = [
     "point",
     "possible_of",
     "write_answer",
+    "write_nothing",
     "write_trials",
 ]

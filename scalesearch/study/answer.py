@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,15 +23,15 @@ from scalesearch.study.settings import StudySettings
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scalesearch.selection import Choice
+    from scalesearch.selection import Choice, Unlearnt
 
 
 @dataclass(frozen=True)
 class Answer:
     """What a search came to.
 
-    test: test accuracies of the choice and of the 1x network, by id. values: what `run --json` prints. waiting: what
-    MLflow has not got yet, in a sentence.
+    test: test accuracies of the choice and of the 1x network, by id. majority_share: of the most frequent class, on
+    "validation" and "test" images. values: what `run --json` prints. waiting: what MLflow has not got yet.
     """
 
     trials: Sequence[TrialResult]
@@ -39,6 +40,24 @@ class Answer:
     chosen: Candidate
     test: Mapping[str, Mapping[str, Any]]
     family: Sequence[variants.Variant]
+    majority_share: Mapping[str, float]
+    values: Mapping[str, Any] = field(default_factory=dict)
+    waiting: str | None = None
+
+
+@dataclass(frozen=True)
+class NothingLearnt:
+    """What a search came to whose candidates are all no better than the majority class: no choice and no family.
+
+    reason: one sentence. remedy: what to try. best: the best of the candidates, with its accuracy and `p_value`.
+    """
+
+    trials: Sequence[TrialResult]
+    stopped: Mapping[str, str]
+    best: Unlearnt
+    majority_share: float
+    reason: str
+    remedy: str
     values: Mapping[str, Any] = field(default_factory=dict)
     waiting: str | None = None
 
@@ -83,6 +102,43 @@ def write_answer(settings: StudySettings, answer: Answer) -> tuple[dict[str, Any
     return values, [directory / name for name in (*names, "figures", "variants")]
 
 
+# Of an answer alone: a study that has come to none, though it had one before, must not show them.
+_OF_A_CHOICE = ("coefficients.yaml", "candidates.csv", "comparisons.csv", "family.csv", "report.md")
+_FOLDERS_OF_A_CHOICE = ("figures", "variants", "model")
+
+
+def write_nothing(settings: StudySettings, nothing: NothingLearnt) -> tuple[dict[str, Any], list[Path]]:
+    """Write result.json without a choice, and remove what an earlier command had written of one.
+
+    Returns what `run --json` prints, and the files that belong to it.
+    """
+    directory, best = settings.directory, nothing.best
+    values: dict[str, Any] = {
+        "study": settings.study,
+        "selection": asdict(settings.selection),
+        "chosen": None,
+        "nothing_learnt": {
+            "reason": nothing.reason,
+            "remedy": nothing.remedy,
+            "best": {"id": best.name, "val_accuracy_mean": best.accuracy},
+            "p_value": best.p_value,
+            "constant": best.constant,
+            "steps": settings.recipe.num_steps(settings.description.num_train),
+        },
+        "majority_share": {"validation": nothing.majority_share},
+        "stopped": dict(sorted(nothing.stopped.items())),
+        "evaluations": counts(one.outcome for one in nothing.trials),
+        "variants": [],
+        "directory": str(directory),
+    }
+    write_atomic(directory / "result.json", json.dumps(values, indent=1, allow_nan=False).encode())
+    for name in _OF_A_CHOICE:
+        (directory / name).unlink(missing_ok=True)
+    for name in _FOLDERS_OF_A_CHOICE:
+        shutil.rmtree(directory / name, ignore_errors=True)
+    return values, [directory / name for name in ("trials.csv", "result.json")]
+
+
 def _values(settings: StudySettings, answer: Answer, family: list[dict[str, Any]]) -> dict[str, Any]:
     rows, best, chosen = _rows(answer.choice), answer.choice.best, answer.chosen
     tied = [{"id": row["candidate"]} | {n: row[n] for n in ("alpha", "beta", "gamma")} for row in _tied(answer)]
@@ -100,6 +156,9 @@ def _values(settings: StudySettings, answer: Answer, family: list[dict[str, Any]
             "tied_with": tied,
         },
         "test_accuracy": {"chosen": answer.test[chosen.id], "baseline": answer.test[BASELINE]},
+        "majority_share": dict(answer.majority_share),
+        "not_learnt": list(answer.choice.not_learnt),
+        "without_interval": answer.choice.without_interval,
         "baseline": {
             **sizes,
             **{key: _finite(rows[BASELINE][key]) for key in Footprint._fields},

@@ -129,9 +129,20 @@ class Study:
 
     def _of_answer(self, name: str) -> Path:
         path = self.directory / name
+        if (nothing := self.nothing_learnt) is not None:
+            raise ValueError(f"study {self.name!r} has no choice, as {nothing['reason']}. {nothing['remedy']}")
         if not path.exists():
             raise ValueError(f"study {self.name!r} has not come to a choice yet; see: scalesearch status")
         return path
+
+    @property
+    def nothing_learnt(self) -> Json | None:
+        """Why a study at its end has chosen nothing: reason, remedy and the numbers; None where it has a choice."""
+        found = self._json("result.json") or {}
+        with self._undamaged():
+            nothing = found.get("nothing_learnt")
+            _ = nothing and (nothing["reason"], nothing["remedy"])
+        return dict(nothing) if nothing else None
 
     @cached_property
     def rows(self) -> dict[str, dict[str, str]]:
@@ -244,6 +255,7 @@ class Study:
             "evaluations": {"total": total, "done": done, "failed": len(failures), "left": left},
             "failures": failures,
             "best": {"candidate": best, "val_accuracy_mean": means[best]} if best else None,
+            "nothing_learnt": self.nothing_learnt if complete else None,
             "directory": str(self.directory),
         }
 

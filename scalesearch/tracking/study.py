@@ -71,11 +71,24 @@ class StudyLog(CommandLog):
                 "val_accuracy": values["val_accuracy_mean"],
                 "val_accuracy_std": values["val_accuracy_std"],
                 "test_accuracy": tested[chosen.id]["mean"],
+                "majority_share": answer["majority_share"]["validation"],
                 "num_tied": len(choice.tied),
                 **_costs(chosen),
             },
             params={f"chosen.{key}": value for key, value in coefficients.items()},
             tags={**coefficients, "chosen": chosen.id, "tied": ", ".join(choice.tied)},
+            files=files,
+        )
+
+    def nothing_learnt(self, answer: Mapping[str, Any], *, files: Sequence[Path]) -> str | None:
+        """The end of a search that has chosen nothing, as no candidate is better than the majority class."""
+        found = answer["nothing_learnt"]
+        return self.concluded(
+            metrics={
+                "best_val_accuracy": found["best"]["val_accuracy_mean"],
+                "majority_share": answer["majority_share"]["validation"],
+            },
+            tags={"chosen": "none", "nothing_learnt": found["reason"]},
             files=files,
         )
 

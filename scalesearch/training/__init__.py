@@ -6,6 +6,7 @@ fast it is on a device, and in which precision. `worker`: what worker processes 
 
 from scalesearch.training.checkpoint import load_weights, save_weights
 from scalesearch.training.loop import Diverged, Result, evaluate, resized, train
-from scalesearch.training.recipe import Recipe
+from scalesearch.training.recipe import FEW_STEPS, Recipe, few_steps
 
-__all__ = ["Diverged", "Recipe", "Result", "evaluate", "load_weights", "resized", "save_weights", "train"]
+__all__ = ["FEW_STEPS", "Diverged", "Recipe", "Result", "evaluate", "few_steps", "load_weights", "resized"]
+__all__ += ["save_weights", "train"]

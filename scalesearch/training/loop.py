@@ -124,7 +124,7 @@ def train(
     mean, std = (torch.tensor(v, device=place).mul(255).view(1, -1, 1, 1) for v in (data.mean, data.std))
     batch = min(recipe.batch_size, len(images))
     steps = len(images) // batch  # of a whole epoch
-    total_steps = max(1, round(recipe.epochs * steps))
+    total_steps = recipe.num_steps(len(images))
     padding = round(recipe.crop_padding * network.resolution)
     padded = F.pad(images, (padding,) * 4) if padding else images
     # (N, C, 2 padding + 1, 2 padding + 1, H, W): every crop there is, as a view

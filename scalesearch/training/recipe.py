@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from scalesearch.checks import between, checked
+from scalesearch.text import plural
 
 _SCHEDULE = (
     'after a linear rise over `warmup` of the steps: "one_cycle" (straight to zero), "cosine", or "steps" (a tenth '
@@ -40,7 +41,27 @@ class Recipe:
         if self.epochs.is_integer():  # as keys have had it since before there were parts of epochs
             object.__setattr__(self, "epochs", int(self.epochs))
 
+    def num_steps(self, num_images: int) -> int:
+        """Optimiser steps of a training on so many images; an epoch leaves an incomplete last batch out."""
+        batch = min(self.batch_size, num_images)
+        return max(1, round(self.epochs * (num_images // batch)))
+
     @property
     def precision(self) -> str | None:
         """The precision that `autocast` asks for; None where it leaves it to a timing."""
         return {"off": "float32", "bfloat16": "bfloat16"}.get(self.autocast)
+
+
+FEW_STEPS = 30
+
+
+def few_steps(recipe: Recipe, num_images: int) -> str | None:
+    """A sentence that warns of trainings on `num_images` with too few optimiser steps; None where there are enough."""
+    steps = recipe.num_steps(num_images)
+    if steps >= FEW_STEPS:
+        return None
+    return (
+        f"a training takes {plural(steps, 'optimiser step')} ({plural(num_images, 'image')}, batches of "
+        f"{min(recipe.batch_size, num_images)}, recipe.epochs={recipe.epochs:g}): in fewer than {FEW_STEPS} next to "
+        "nothing is learnt. Raise recipe.epochs or data.num_train, or lower recipe.batch_size"
+    )

@@ -1,0 +1,243 @@
+"""Whether anything was learnt: the tests that decide it, and what commands do where nothing was."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Ended, case, recipe
+from made_up import CANDIDATES, first, trial
+
+from scalesearch.data import DATASETS
+from scalesearch.data.spec import DataSpec, Source, Split
+from scalesearch.selection import Majority, interval, select, unlearnt
+from scalesearch.training import FEW_STEPS, few_steps
+from scalesearch.workspace import DONE, NOTHING_LEARNT
+
+Labels = np.ndarray[Any, np.dtype[np.int64]]
+SHARES = {"ten equal classes": [0.1] * 10, "two equal classes": [0.5, 0.5], "95:5": [0.95, 0.05]}
+
+
+def drawn(shares: list[float], chance: np.random.Generator, *, images: int = 1000) -> Labels:
+    return chance.choice(len(shares), images, p=shares)
+
+
+def guesses(labels: Labels, shares: list[float], chance: np.random.Generator) -> Any:
+    """Right where an answer drawn without a look at the image happens to be."""
+    return labels == chance.choice(len(shares), len(labels), p=shares)
+
+
+@pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
+def test_one_answer_to_everything_is_never_learnt(shares: list[float]) -> None:
+    labels = drawn(shares, np.random.default_rng(0))
+    majority = Majority(labels)
+    for answer in range(len(shares)):
+        seeds = dict.fromkeys(range(3), labels == answer)
+        assert majority.p_value(seeds) > 0.5
+        assert majority.is_constant(seeds)
+        assert unlearnt({"c01": seeds}, majority, confidence=0.95)["c01"].constant
+    assert majority.share == pytest.approx(max(np.bincount(labels)) / len(labels))
+
+
+@pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
+def test_of_searches_that_guess_at_most_one_in_twenty_has_learnt(shares: list[float]) -> None:
+    chance, learnt, searches = np.random.default_rng(1), 0, 300
+    for _ in range(searches):
+        labels = drawn(shares, chance, images=400)
+        finished = {one.id: {s: guesses(labels, shares, chance) for s in range(1)} for one in CANDIDATES}
+        learnt += len(unlearnt(finished, Majority(labels), confidence=0.95)) < len(finished)
+    assert learnt / searches <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / searches)
+
+
+def test_what_has_learnt_is_known_by_either_test() -> None:
+    chance = np.random.default_rng(2)
+    for name, shares, wrong in (
+        ("ten equal classes", SHARES["ten equal classes"], 0.7),
+        ("95:5", SHARES["95:5"], 0.01),
+    ):
+        labels = drawn(shares, chance)
+        seeds = {seed: chance.random(len(labels)) >= wrong for seed in range(2)}
+        with case(name):
+            assert not unlearnt({f"c{i}": seeds for i in range(20)}, Majority(labels), confidence=0.95)
+
+
+def test_all_images_of_one_class_can_show_nothing() -> None:
+    majority = Majority(np.zeros(50, int))
+    assert majority.share == 1
+    assert majority.p_value({0: np.ones(50, bool)}) == 1
+
+
+def test_more_seeds_of_the_same_images_are_no_more_images() -> None:
+    labels = drawn(SHARES["two equal classes"], np.random.default_rng(3), images=100)
+    correct = first(58)
+    assert Majority(labels).p_value({0: correct}) == Majority(labels).p_value(dict.fromkeys(range(9), correct))
+
+
+@pytest.mark.parametrize("rule", ["best", "cheapest_tied"])
+def test_only_what_has_learnt_is_chosen_and_all_are_compared(rule: str) -> None:
+    results = [trial(one, seed, first(60 + index, 100)) for index, one in enumerate(CANDIDATES) for seed in range(2)]
+    choice = select(results, confidence=0.95, rule=rule, not_learnt=["c08", "c07"])
+    assert choice.best == "c06"
+    assert choice.chosen not in ("c07", "c08")
+    assert choice.not_learnt == ("c07", "c08")
+    assert set(choice.comparisons["candidate"]) == {one.id for one in CANDIDATES} - {"c06"}
+    with pytest.raises(ValueError, match="learnt"):
+        select(results, confidence=0.95, rule=rule, not_learnt=[one.id for one in CANDIDATES])
+
+
+def test_an_interval_of_more_than_100_points_is_none() -> None:
+    assert all(math.isnan(end) for end in interval([0.1, 0.9], confidence=0.95)[1:])
+    assert interval([0.50, 0.52], confidence=0.95)[1:] == pytest.approx((0.383, 0.637), abs=1e-3)
+    results = [
+        trial(one, seed, first(count))
+        for one, counts in zip(CANDIDATES, ((10, 90), (50, 52)), strict=False)
+        for seed, count in enumerate(counts)
+    ]
+    choice = select(results, confidence=0.95)
+    assert choice.without_interval == ["c01", "c02"]  # the deviation is pooled
+    again = select([one for one in results if one.candidate.id == "c02"], confidence=0.95)
+    assert again.without_interval == []
+    assert select([results[0], results[2]], confidence=0.95).without_interval == ["c01", "c02"]  # a seed each
+
+
+def test_steps_are_those_that_a_training_takes() -> None:
+    for epochs, batch, images, steps in ((1, 32, 64, 2), (0.5, 32, 64, 1), (0.01, 64, 64, 1), (3, 100, 40, 3)):
+        given = recipe(epochs=epochs, batch_size=batch)
+        assert given.num_steps(images) == steps
+        warning = few_steps(given, images)
+        assert warning is not None
+        assert f"{steps} optimiser step" in warning
+    assert few_steps(recipe(epochs=FEW_STEPS, batch_size=50), 50) is None
+
+
+# Data with and without anything to learn, through the commands
+
+
+def planted(shares: list[float], *, seen: bool) -> Callable[[DataSpec, Any], Source]:
+    """Images of 8 px of noise; where `seen` is set, a class can be seen by its brightness."""
+
+    def source(spec: DataSpec, log: Any) -> Source:
+        sizes = {"train": 1200, "test": 200}
+
+        def open_split(split: str) -> Split:
+            chance = np.random.default_rng([sizes[split], len(shares)])
+            labels = drawn(shares, chance, images=sizes[split])
+            noise = chance.integers(0, 100, (len(labels), 1, 8, 8))
+            pixels = torch.from_numpy((noise + 150 * seen * labels.reshape(-1, 1, 1, 1)).astype(np.uint8))
+            return Split(torch.from_numpy(labels), lambda index: pixels[index])
+
+        return Source(1, len(shares), 8, sizes["train"], sizes["test"], open_split)
+
+    return source
+
+
+DATA = {
+    "skewed_noise": (planted(SHARES["95:5"], seen=False), False),
+    "random_labels": (planted(SHARES["two equal classes"], seen=False), False),
+    "skewed_seen": (planted(SHARES["95:5"], seen=True), True),
+    "seen": (planted(SHARES["two equal classes"], seen=True), True),
+}
+TRAIN = (
+    *("baseline=mobilenetv2", "proxy=small", "proxy.width=0.25", "proxy.depth=0.5", "proxy.resolution=8"),
+    *("proxy.total_stride=4", "data=digits", "data.num_val=400", "recipe=quick", "recipe.epochs=3", "recipe.seeds=2"),
+    *("recipe.batch_size=40", "recipe.autocast=off", "tracking=none", "--json"),
+)
+SEARCH = (
+    *("grid.alpha={start:1,stop:1.9,step:0.9}", "grid.beta={start:1,stop:1.4,step:0.4}", "phis=[1]", "study=s"),
+    *("grid.gamma={start:1,stop:1.4,step:0.4}", "grid.product_tolerance=0.15", "budget.tolerance=0.12", "search=grid"),
+)
+OF_A_CHOICE = ("coefficients.yaml", "candidates.csv", "family.csv", "report.md", "variants", "figures")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_this_process: None) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name, (source, _) in DATA.items():
+        monkeypatch.setitem(DATASETS._loaded, name, source)
+    return tmp_path / "workspace" / "studies" / "s"
+
+
+def written(place: Path) -> set[str]:
+    return {name for name in OF_A_CHOICE if (place / name).exists()}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_a_search_chooses_where_something_was_learnt(name: str, place: Path, command: Callable[..., Ended]) -> None:
+    learnt = DATA[name][1]
+    code, answer, message = command("run", *TRAIN, *SEARCH, f"data.name={name}")
+    assert code == (DONE if learnt else NOTHING_LEARNT), message
+    share = answer["majority_share"]["validation"]
+    assert f"{100 * share:.2f} %" in message
+    assert json.loads((place / "result.json").read_text()) == answer
+    if learnt:
+        assert answer["chosen"]["val_accuracy_mean"] > share
+        assert answer["chosen"]["id"] not in answer["not_learnt"]
+        assert written(place) == set(OF_A_CHOICE)
+        assert "The most frequent class alone is right on" in (place / "report.md").read_text()
+        return
+    assert answer["chosen"] is None
+    assert answer["variants"] == []
+    assert written(place) == set()
+    assert "nothing was learnt: the best of 3 candidates" in message
+    assert "chosen: " not in message
+    assert "recipe.epochs" in answer["nothing_learnt"]["remedy"]
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_a_training_says_whether_it_has_learnt(name: str, place: Path, command: Callable[..., Ended]) -> None:
+    learnt = DATA[name][1]
+    code, answer, message = command("train", *TRAIN, f"data.name={name}", "test=true")
+    assert code == (DONE if learnt else NOTHING_LEARNT), message
+    assert (answer["nothing_learnt"] is None) == learnt
+    shares = answer["majority_share"]
+    for split in ("validation", "test"):
+        (line,) = [line for line in message.splitlines() if line.startswith(f"{split} accuracy: ")]
+        assert f"the most frequent class alone: {100 * shares[split]:.2f} %" in line
+
+
+TWO_STEPS = ("data.num_train=64", "recipe.batch_size=32", "recipe.epochs=1")
+
+
+def test_two_steps_are_warned_of_before_and_are_nothing_learnt_after(
+    place: Path, command: Callable[..., Ended]
+) -> None:
+    code, answer, message = command("plan", *TRAIN, *SEARCH, *TWO_STEPS)
+    assert (code, answer["steps"]) == (DONE, 2)
+    assert answer["few_steps"] in message
+    for words in (("run", *TRAIN, *SEARCH, *TWO_STEPS), ("train", *TRAIN, *TWO_STEPS)):
+        code, _, message = command(*words)
+        assert code == NOTHING_LEARNT, message
+        assert "a training takes 2 optimiser steps" in message
+    assert command("plan", *TRAIN, *SEARCH).answer["few_steps"] is None
+
+
+def test_a_study_that_has_chosen_nothing_goes_on_and_says_so_to_all_who_ask(
+    place: Path, command: Callable[..., Ended]
+) -> None:
+    words = ("run", *TRAIN, *SEARCH, "data.name=random_labels")
+    code, before, _ = command(*words)
+    assert code == NOTHING_LEARNT
+    for name in OF_A_CHOICE:  # as a version would have left them that chose all the same
+        (place / name).mkdir() if "." not in name else (place / name).write_text("of a choice")
+    code, again, _ = command(*words)
+    assert code == NOTHING_LEARNT
+    assert again["evaluations"]["trained"] == 0
+    assert {**again, "evaluations": before["evaluations"]} == before
+    assert written(place) == set()
+    status = command("status", "--json")
+    assert (status.code, status.answer["state"]) == (DONE, "finished")
+    assert status.answer["nothing_learnt"] == before["nothing_learnt"]
+    for asked in ("report", "variants", "export candidate=chosen", "reproduce fidelity"):
+        code, _, message = command(*asked.split(), "study=s", "workspace=workspace")
+        with case(asked):
+            assert code == 2
+            assert before["nothing_learnt"]["reason"] in message
+            assert before["nothing_learnt"]["remedy"] in message
+    code, more, _ = command(*words, "recipe.seeds=3")
+    assert (code, more["evaluations"]["trained"]) == (NOTHING_LEARNT, 4)
