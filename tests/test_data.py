@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,12 +15,11 @@ import pytest
 import torch
 import yaml
 from conftest import case
-from PIL import Image
+from folders import make_folder
 
 from scalesearch.data import DATASETS, Data, DataSpec, defaults, describe, load
 from scalesearch.data.datasets.cifar10 import _read_cifar
 from scalesearch.data.datasets.fashion_mnist import _read_idx
-from scalesearch.data.datasets.folder import _decode
 from scalesearch.data.splits import fingerprint, mean_and_std, stratified_order
 
 CONF = Path(__file__).parents[1] / "conf" / "data"
@@ -216,102 +214,6 @@ def test_mean_and_std_are_those_of_the_training_images() -> None:
     assert got_std == pytest.approx(std.tolist(), rel=1e-12)
     with pytest.raises(ValueError, match="all of one colour"):
         mean_and_std(torch.zeros(4, 1, 2, 2, dtype=torch.uint8))
-
-
-def test_the_test_split_is_not_read_before_it_is_asked_for(tmp_path: Path) -> None:
-    root = make_folder(tmp_path)
-    broken = next((root / "test" / "cat").iterdir())
-    broken.write_bytes(b"no image")
-    data = load(DataSpec("folder", None, 2, root=str(root), resolution=8), log=quiet)
-    with pytest.raises(ValueError, match=f"cannot read the image {broken}"):
-        data.test()
-
-
-# --- class folders
-
-
-def make_folder(directory: Path, *, held_out: str | None = "test") -> Path:
-    root = directory / "images"
-    generator = np.random.default_rng(0)
-    for split in ("train", held_out):
-        for label, name in enumerate(("cat", "dog") if split else ()):
-            place = root / str(split) / name
-            place.mkdir(parents=True)
-            for i in range(10 if split == "train" else 3):
-                pixels = generator.integers(0, 120, (12, 20, 3), dtype=np.uint8) + np.uint8(100 * label)
-                Image.fromarray(pixels).save(place / f"{i:02d}.{'png' if i % 2 else 'jpg'}")
-    return root
-
-
-def test_a_folder_becomes_rgb_tensors_of_the_resolution_asked_for(tmp_path: Path) -> None:
-    root = make_folder(tmp_path)
-    Image.new("L", (5, 9), 77).save(root / "train" / "cat" / "10.png")
-    spec = DataSpec("folder", num_train=15, num_val=6, root=str(root), resolution=8)
-    data = load(spec, log=quiet)
-    assert data.description == describe(spec)
-    assert data.description.num_classes == 2
-    assert data.description.num_test == 6
-    assert data.train_images.shape == (15, 3, 8, 8)
-    brightness = data.train_images.float().mean(dim=(1, 2, 3))
-    assert torch.equal(brightness > 110, data.train_labels == 1)  # images and labels still belong together
-    assert data.test()[1].tolist() == [0, 0, 0, 1, 1, 1]
-
-
-def test_the_shorter_side_is_resized_and_the_centre_kept(tmp_path: Path) -> None:
-    pixels = np.zeros((4, 12, 3), np.uint8)
-    pixels[:, 4:8] = 200
-    Image.fromarray(pixels).save(tmp_path / "wide.png")
-    assert _decode([tmp_path / "wide.png"], 4, quiet).eq(200).all()
-
-
-def test_a_folder_without_a_test_split_gives_a_fifth_of_its_images(tmp_path: Path) -> None:
-    root = make_folder(tmp_path, held_out=None)
-    spec = DataSpec("folder", None, 4, root=str(root), resolution=8)
-    assert (describe(spec).num_train, describe(spec).num_test) == (12, 4)
-    data = load(spec, log=quiet)
-    images, labels = data.test()
-    assert labels.bincount().tolist() == [2, 2]
-    assert len(rows(images) | rows(data.train_images) | rows(data.val_images)) == 20
-
-
-def test_val_is_the_test_split_where_there_is_no_test(tmp_path: Path) -> None:
-    spec = DataSpec("folder", None, 4, root=str(make_folder(tmp_path, held_out="val")), resolution=8)
-    assert (describe(spec).num_train, describe(spec).num_test) == (16, 6)
-
-
-def test_a_folder_that_does_not_fit_into_memory_is_refused(tmp_path: Path) -> None:
-    spec = DataSpec("folder", None, 4, root=str(make_folder(tmp_path)), resolution=10_000_000)
-    with pytest.raises(
-        ValueError, match=r"20 images of 10000000 px take 6000000\.0 GB.*lower data\.resolution or data\.num"
-    ):
-        load(spec)
-
-
-def test_errors_of_a_folder_name_the_place(tmp_path: Path) -> None:
-    root = make_folder(tmp_path)
-    spec = DataSpec("folder", None, 4, root=str(root), resolution=8)
-    with pytest.raises(ValueError, match=r"data\.root '.*nowhere' has no folder train/"):
-        describe(replace(spec, root=str(tmp_path / "nowhere")))
-    with pytest.raises(ValueError, match=r"needs data\.resolution"):
-        describe(replace(spec, resolution=None))
-    with pytest.raises(ValueError, match="has 2 classes, ImageNet has 1000; use data=folder"):
-        describe(replace(spec, name="imagenet"))
-    (root / "train" / "cat" / "notes.txt").write_text("not an image")
-    lines: list[str] = []
-    load(spec, log=lines.append)
-    assert any("1 entries are no images" in line for line in lines)
-    (root / "train" / "emu").mkdir()
-    with pytest.raises(ValueError, match="emu has no images"):
-        describe(spec)
-    shutil.rmtree(root / "train" / "emu")
-    (root / "test" / "owl").mkdir()
-    with pytest.raises(ValueError, match="the class 'owl' that train/ has not"):
-        describe(spec)
-    shutil.rmtree(root / "test" / "owl")
-    whole = (root / "train" / "dog" / "01.png").read_bytes()
-    (root / "train" / "dog" / "01.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"cannot read the image .*01\.png"):
-        load(spec, log=quiet)
 
 
 # --- readers

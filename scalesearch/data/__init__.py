@@ -11,8 +11,8 @@ Shapes: N images, C channels, H = W = side in px.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from scalesearch.data.spec import DATASETS, DataSpec, Description, Log, Source, Split, defaults
@@ -53,25 +53,33 @@ class Data:
         """Labels (N,) int64 of the test split, read now; no image is looked at."""
         return self._open_test().labels
 
+    def class_counts(self, split: str) -> list[int]:
+        """How many images each class has in "train", "val" or "test", by label; reads no image of a folder."""
+        kept = {"train": self.train_labels, "val": self.val_labels}
+        labels = kept[split] if split in kept else self.test_labels()
+        return labels.bincount(minlength=self.description.num_classes).tolist()
+
 
 def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
 def describe(spec: DataSpec) -> Description:
-    """The sizes of what `load` would return; fetches nothing and decodes nothing.
+    """The sizes of what `load` would return; fetches nothing and decodes nothing, but for `skip_bad`.
 
     Raises: ValueError: the data set has fewer images than the spec asks for, or its directory is not what it should be.
     """
-    return _describe(spec, _source(spec, lambda line: None))  # `load` repeats what there is to say
+    return _describe(spec, _source(spec, _to_stderr))
 
 
-def load(spec: DataSpec, *, log: Log = _to_stderr) -> Data:
+def load(spec: DataSpec, *, log: Log = _to_stderr, check: bool = True) -> Data:
     """The data of `spec`, fetched and verified first if they are missing in the cache.
 
-    The same spec gives the same images in the same order on every machine.
-    Raises: OSError: they cannot be fetched. ValueError: the spec does not fit the data set, or an image of the user's
-        cannot be read.
+    The same spec gives the same images in the same order on every machine. With `check` every image of a folder that
+    is used is decoded first, those of the test split as well, and `log` gets what there is to say of them; without, it
+    has been done.
+    Raises: OSError: they cannot be fetched. ValueError: the spec does not fit the data set, or images of the user's
+        cannot be read: all of these are named.
     """
     from scalesearch.data.splits import cut_val, fingerprint, mean_and_std
 
@@ -79,6 +87,9 @@ def load(spec: DataSpec, *, log: Log = _to_stderr) -> Data:
     description = _describe(spec, source)
     split = source.open("train")
     train, val = cut_val(split.labels.numpy(), spec, source, description)
+    if check:
+        for line in (*description.notes, *_checked(source, train, val)):
+            log(line)
     images = split.take(train), split.take(val)
     labels = split.labels[train], split.labels[val]
     assert images[0].shape[1:] == (source.in_channels, source.resolution, source.resolution)
@@ -94,6 +105,14 @@ def load(spec: DataSpec, *, log: Log = _to_stderr) -> Data:
         fingerprint=fingerprint(images[0], labels[0], images[1], labels[1]),
         _open_test=lambda: source.open("test"),
     )
+
+
+def _checked(source: Source, train: Tensor, val: Tensor) -> Sequence[str]:
+    if source.check is None:
+        return ()
+    import torch
+
+    return source.check({"train": train, "val": val, "test": torch.arange(source.num_test)})
 
 
 def val_boxes(spec: DataSpec, *, log: Log = _to_stderr) -> Tensor:
@@ -120,6 +139,8 @@ def _source(spec: DataSpec, log: Log) -> Source:
             raise ValueError(
                 f"data.root is {spec.root!r}, but '{spec.name}' lies in the cache; did you mean data=folder?"
             )
+        if spec.skip_bad:
+            raise ValueError(f"data.skip_bad is true, but '{spec.name}' lies in the cache; it is for data=folder alone")
         if spec.resolution not in (None, source.resolution):
             raise ValueError(
                 f"data.resolution is {spec.resolution}, but the images of '{spec.name}' have {source.resolution} px; "
@@ -129,24 +150,39 @@ def _source(spec: DataSpec, log: Log) -> Source:
 
 
 def _describe(spec: DataSpec, source: Source) -> Description:
-    if source.held_out and spec.num_val > source.held_out:
+    own = source.held_out if source.from_root else 0  # a validation split of the user's: as much as there is
+    num_val = min(spec.num_val, own) if own else spec.num_val
+    if source.held_out and num_val > source.held_out:
         raise ValueError(
             f"data.num_val is {spec.num_val}; '{spec.name}' has {source.held_out} images for validation, which share "
             "nothing with the others"
         )
-    left = source.num_train - (source.held_out or spec.num_val)
+    left = source.num_train - (source.held_out or num_val)
     num_train = left if spec.num_train is None else min(left, spec.num_train)
     if num_train < 1:
         raise ValueError(
             f"data.num_val {spec.num_val} leaves none of the {source.num_train} training images of '{spec.name}' to "
             f"train on; lower data.num_val"
         )
-    return Description(
+    known = Description(
         name=spec.name,
         in_channels=source.in_channels,
         num_classes=source.num_classes,
         resolution=source.resolution,
         num_train=num_train,
-        num_val=spec.num_val,
+        num_val=num_val,
         num_test=source.num_test,
+        classes=source.classes,
+        notes=source.notes,
     )
+    return replace(known, notes=(*known.notes, *_class_notes(spec, source, known))) if source.classes else known
+
+
+def _class_notes(spec: DataSpec, source: Source, known: Description) -> list[str]:
+    """On classes without images in a split. Raises: ValueError where a split has but one class."""
+    from scalesearch.data.splits import class_notes, cut_val
+
+    labels = source.open("train").labels
+    train, val = cut_val(labels.numpy(), spec, source, known)
+    parts = {"training": labels[train], "validation": labels[val], "test": source.open("test").labels}
+    return class_notes(known.classes, {name: one.numpy() for name, one in parts.items()})

@@ -8,9 +8,11 @@ settings are a YAML in conf/data, or where there is none the module's mapping `D
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from pydantic import Field
 
 from scalesearch.checks import Must, at_least, checked
 from scalesearch.registry import Registry
@@ -28,8 +30,9 @@ class DataSpec:
     """The images that a training uses, in plain values (JSON-able).
 
     num_train: the first of a fixed order in which every prefix keeps the classes' shares.
-    root: data sets of class folders only: the directory that holds train/ and, if there is one, test/ (or val/).
+    root: data sets of class folders only: the directory that holds train/ and, where they are there, val/ and test/.
     cache: where downloads lie; None: $SCALESEARCH_CACHE, or scalesearch/ in the user's cache directory.
+    num_val: of a validation split of the user's own at most so many; else so many are cut from the training set.
     """
 
     name: str
@@ -39,6 +42,7 @@ class DataSpec:
     root: Directory = None
     cache: Directory = None
     resolution: Annotated[int, at_least(1, "class folders only: side in px at which images are kept")] | None = None
+    skip_bad: Annotated[bool, Field(description="class folders only: leave out images that cannot be read")] = False
 
     def __post_init__(self) -> None:
         if self.name not in DATASETS:
@@ -50,7 +54,11 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Description:
-    """What is known before an image is read; `num_train` is the number used, `resolution` the side in px."""
+    """What is known before an image is read; `num_train` is the number used, `resolution` the side in px.
+
+    classes: their names, by label; () where the data set does not know them. notes: sentences on where the images of a
+    folder come from, what was left out, and which classes are small.
+    """
 
     name: str
     in_channels: int
@@ -59,6 +67,8 @@ class Description:
     num_train: int
     num_val: int
     num_test: int
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Split(NamedTuple):
@@ -74,6 +84,10 @@ class Source(NamedTuple):
     from_root: it lies in `DataSpec.root`, and not in the cache.
     held_out: of its training images the last so many are for validation; 0: any may be, as `split_seed` decides.
     boxes: where objects lie, for indices (n,) of training images: (n, 4) int64; None where it does not know.
+    classes: names by label, where labels are known before an image is read; each has images for validation then.
+    notes: what there is to say of how it was found.
+    check: decodes the images that are used, "train" and "val" (indices of training images) and "test"; gives what there
+        is to say of them. Raises: ValueError that lists all that cannot be read, or their size where it is too large.
     """
 
     in_channels: int
@@ -85,6 +99,9 @@ class Source(NamedTuple):
     from_root: bool = False
     held_out: int = 0
     boxes: Callable[[Tensor], Tensor] | None = None
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    check: Callable[[Mapping[str, Tensor]], Sequence[str]] | None = None
 
 
 DATASETS: Registry[Callable[[DataSpec, Log], Source]] = Registry(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scalesearch.data.layout import shown
 from scalesearch.data.spec import DataSpec, Description, Source
+from scalesearch.text import listed
 
 
 def cut_val(labels: NDArray[Any], spec: DataSpec, source: Source, sizes: Description) -> tuple[Tensor, Tensor]:
@@ -24,7 +27,10 @@ def cut_val(labels: NDArray[Any], spec: DataSpec, source: Source, sizes: Descrip
         return torch.from_numpy(order[: sizes.num_train]), torch.from_numpy(val)
     order = stratified_order(labels, spec.split_seed)
     # Training images from the front, validation images from the end: neither changes when the other is made larger.
-    return torch.from_numpy(order[: sizes.num_train]), torch.from_numpy(order[len(order) - sizes.num_val :])
+    if not source.classes:
+        return torch.from_numpy(order[: sizes.num_train]), torch.from_numpy(order[len(order) - sizes.num_val :])
+    rest, val = cut_end(order, labels, sizes.num_val, least=2)
+    return torch.from_numpy(rest[: sizes.num_train]), torch.from_numpy(val)
 
 
 def stratified_order(labels: NDArray[Any], *seed: int) -> NDArray[np.int64]:
@@ -43,9 +49,66 @@ def stratified_order(labels: NDArray[Any], *seed: int) -> NDArray[np.int64]:
 def cut_test(labels: NDArray[Any], *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices (train, test) where the dataset has no test split of its own; the second number keeps this cut and the
     validation cut of the same seed independent."""
-    order = stratified_order(labels, seed, 1)
-    num_test = len(order) // 5
-    return np.sort(order[: len(order) - num_test]), np.sort(order[len(order) - num_test :])
+    train, test = cut_end(stratified_order(labels, seed, 1), labels, len(labels) // 5, least=3)
+    return np.sort(train), np.sort(test)
+
+
+def cut_end(
+    order: NDArray[np.int64], labels: NDArray[Any], num: int, *, least: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The last `num` of a stratified order, and what is before them; (before, end), both in that order.
+
+    A class of `least` images or more that would have none at the end gets one there, in place of one of the class that
+    has most, as long as one has two.
+    """
+    chosen = np.arange(len(order)) >= len(order) - num
+    of = labels[order]
+    totals = np.bincount(of, minlength=int(of.max(initial=0)) + 1)
+    counts = np.bincount(of[chosen], minlength=len(totals))
+    for one in np.flatnonzero((counts == 0) & (totals >= least)):
+        most = int(counts.argmax())
+        if counts[most] < 2:
+            break
+        chosen[np.flatnonzero(chosen & (of == most))[0]] = False
+        chosen[np.flatnonzero(of == one)[-1]] = True
+        counts[most] -= 1
+        counts[one] += 1
+    return order[~chosen], order[chosen]
+
+
+def class_notes(classes: Sequence[str], splits: Mapping[str, NDArray[Any]]) -> list[str]:
+    """A sentence for each split that lacks classes, with some of these; `splits`: the labels of each, by its name.
+
+    Raises: ValueError where a split has images of one class alone: nothing can be learnt there, or measured.
+    """
+    counts = {name: np.bincount(labels, minlength=len(classes)) for name, labels in splits.items()}
+    total = np.sum(list(counts.values()), axis=0)
+    notes = []
+    for name, own in counts.items():
+        without = np.flatnonzero(own == 0)
+        if not len(without):
+            continue
+        names = [f"'{shown(classes[i])}' ({total[i]} in all)" for i in without[:_NAMED]]
+        more = [f"{len(without) - _NAMED} others"] if len(without) > _NAMED else []
+        some = listed([*names, *more])
+        have = len(classes) - len(without)
+        if have < 2:
+            raise ValueError(
+                f"the {name} images ({own.sum()}) are of {have} of the {len(classes)} classes; with fewer than 2 "
+                f"nothing can be {'learnt' if name == 'training' else 'measured'}. There are none of {some}. "
+                f"{_REMEDIES[name]}"
+            )
+        effect = "they cannot be learnt" if name == "training" else "their accuracy is not measured"
+        notes.append(f"{len(without)} of the {len(classes)} classes have no {name} image, so {effect}: {some}")
+    return notes
+
+
+_NAMED = 5  # classes in a sentence
+_REMEDIES = {
+    "training": "Raise data.num_train, lower data.num_val, or add images of these",
+    "validation": "Raise data.num_val, or add images of these",
+    "test": "Add images of these; without a folder for it, the test split is cut from the training images",
+}
 
 
 def mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -282,7 +282,7 @@ class Study:
         else:
             network = from_table(described, name=made)
         try:
-            data = load(self.settings.data)
+            data = load(self.settings.data, check=False)
         except (OSError, ValueError):  # on another machine, say: the weights are worth having without
             data = None
         if data is not None and data.fingerprint != record["specification"]["data"]:

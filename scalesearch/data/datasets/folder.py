@@ -1,13 +1,12 @@
-"""The user's own images: `root`/train/<class>/<image>, and test/ (or val/) of the same kind.
+"""The user's own images: `root`/train/<class>/<image>, with val/ and test/ of the same kind where they are there.
 
-Without test/ and val/ a fifth of train/ is cut as the test split by `split_seed`. Images become RGB at `resolution`
-(the shorter side resized, the centre kept). Classes are the names of the folders, sorted.
+Without val/ validation images are cut from train/, without test/ a fifth of train/ is the test split. Images become
+RGB at `resolution` (the shorter side resized, the centre kept). Classes are the names of the folders, sorted.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,12 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scalesearch.data.pixels import SUFFIXES, decoding, read
+from scalesearch.data.fetch import cache_directory
+from scalesearch.data.inspection import Finding, inspect, unreadable
+from scalesearch.data.layout import ROLES, Layout, read_layout, shown
+from scalesearch.data.pixels import decoding, read
+from scalesearch.data.room import refuse_too_large
 from scalesearch.data.spec import DataSpec, Log, Source, Split
 from scalesearch.data.splits import cut_test
 
+Files = list[tuple[Path, int]]  # with the label of each
 
-def source(spec: DataSpec, log: Log) -> Source:
+
+def source(spec: DataSpec, log: Log, roles: Mapping[str, Sequence[str]] = ROLES) -> Source:
     if spec.root is None:
         raise ValueError(
             f"dataset '{spec.name}' needs data.root, the directory that holds train/<class>/<image>; got null"
@@ -30,80 +35,121 @@ def source(spec: DataSpec, log: Log) -> Source:
             f"dataset '{spec.name}' needs data.resolution, the side in px at which images are kept; got null"
         )
     resolution = spec.resolution
-    root = Path(spec.root).expanduser()
-    if not (root / "train").is_dir():
-        raise ValueError(f"data.root '{spec.root}' has no folder train/; it must hold train/<class>/<image>")
-    classes = sorted(path.name for path in _visible(root / "train") if path.is_dir())
-    if len(classes) < 2:
-        raise ValueError(f"{root / 'train'} has {len(classes)} class folders; at least 2 are needed")
-    held_out = next((name for name in ("test", "val") if (root / name).is_dir()), None)
-    files = {"train": _list_images(root / "train", classes, log)}
-    if held_out is not None:
-        files["test"] = _list_images(root / held_out, classes, log)
-    else:
-        train, test = cut_test(np.array([label for _, label in files["train"]]), seed=spec.split_seed)
-        listed = files["train"]
-        files = {"train": [listed[i] for i in train], "test": [listed[i] for i in test]}
+    layout = read_layout(Path(spec.root).expanduser(), roles)
+    found, notes = dict(layout.files), list(layout.notes)
+    if spec.skip_bad:
+        found, left_out = _readable(spec, layout, log)
+        notes += left_out
+    held_out = len(found.get("val", ()))
+    files, said = _cut(spec, layout, found)
+    notes.append(said)
 
     def open_split(split: str) -> Split:
         paths = [path for path, _ in files[split]]
         labels = torch.tensor([label for _, label in files[split]], dtype=torch.int64)
-        used = (spec.num_train or len(paths) - spec.num_val) + spec.num_val if split == "train" else len(paths)
-        _check_fits(used, resolution)
         return Split(labels, lambda index: _decode([paths[i] for i in index.tolist()], resolution, log))
 
-    return Source(3, len(classes), resolution, len(files["train"]), len(files["test"]), open_split, from_root=True)
+    def check(used: Mapping[str, Tensor]) -> list[str]:
+        refuse_too_large({name: len(index) for name, index in used.items()}, resolution)
+        parts = {name: [files["test" if name == "test" else "train"][i] for i in used[name].tolist()] for name in used}
+        return _check(spec, parts, log)
+
+    return Source(
+        3,
+        len(layout.classes),
+        resolution,
+        len(files["train"]),
+        len(files["test"]),
+        open_split,
+        from_root=True,
+        held_out=held_out,
+        classes=layout.classes,
+        notes=tuple(notes),
+        check=check,
+    )
 
 
-def _visible(directory: Path) -> list[Path]:
-    return [path for path in directory.iterdir() if not path.name.startswith(".")]
+def _cut(spec: DataSpec, layout: Layout, found: Mapping[str, Files]) -> tuple[dict[str, Files], str]:
+    """Images for "train", the validation images of the user's at its end, and for "test"; and where they come from."""
+    train, val = found["train"], found.get("val", [])
+    name = {role: f"{shown(path.name)}/" for role, path in layout.folders.items()}
+    if val:
+        used = min(spec.num_val, len(val))
+        part = f"the {used}" if used == len(val) else f"{used} of the {len(val)} (data.num_val)"
+        said = f"validation: {part} images of {name['val']}"
+    else:
+        said = f"validation: {spec.num_val} images cut from {name['train']} (data.num_val)"
+    if "test" in found:
+        test = found["test"]
+        said += f"; test: the {len(test)} images of {name['test']}"
+    else:
+        first, last = cut_test(np.array([label for _, label in train]), seed=spec.split_seed)
+        train, test = [train[i] for i in first], [train[i] for i in last]
+        said += f"; test: {len(test)} images cut from {name['train']}, a fifth, as there is no folder for it"
+    return {"train": train + val, "test": test}, said
 
 
-def _list_images(directory: Path, classes: Sequence[str], log: Log) -> list[tuple[Path, int]]:
-    """(file, label) of each image, classes and files by name; other files are skipped with a word."""
-    unknown = sorted(path.name for path in _visible(directory) if path.is_dir() and path.name not in classes)
-    if unknown:
-        raise ValueError(f"{directory} has the class '{unknown[0]}' that train/ has not; train/ must have every class")
-    images: list[tuple[Path, int]] = []
-    num_skipped = 0
-    for label, name in enumerate(classes):
-        listed = sorted(_visible(directory / name)) if (directory / name).is_dir() else []
-        found = [(path, label) for path in listed if path.suffix.lower() in SUFFIXES]
-        if not found and directory.name == "train":
-            raise ValueError(f"{directory / name} has no images ({', '.join(sorted(SUFFIXES))}); remove it or fill it")
-        num_skipped += len(listed) - len(found)
-        images += found
-    if not images:
+def _readable(spec: DataSpec, layout: Layout, log: Log) -> tuple[dict[str, Files], list[str]]:
+    """The images of each split that can be read, and a sentence on the others.
+
+    Raises: ValueError where a class or a split has none.
+    """
+    files = [pair for pairs in layout.files.values() for pair in pairs]
+    refuse_too_large(_used(spec, layout), spec.resolution or 0)
+    findings = dict(zip(files, _inspect(spec, [path for path, _ in files], log), strict=True))
+    good = {split: [pair for pair in pairs if not findings[pair].error] for split, pairs in layout.files.items()}
+    bad = [(path, finding) for (path, _), finding in findings.items() if finding.error]
+    if not bad:
+        return good, []
+    lines = unreadable([path for path, _ in bad], [one for _, one in bad], cache=cache_directory(spec))
+    for label, name in enumerate(layout.classes):
+        if not any(label == one for _, one in good["train"]):
+            raise ValueError(f"no training image of the class '{shown(name)}' can be read:\n{lines}\nreplace them")
+    for split, pairs in good.items():
+        if not pairs:
+            raise ValueError(f"no image of {shown(layout.folders[split])} can be read:\n{lines}\nreplace them")
+    return good, [f"{len(bad)} of {len(files)} images cannot be read and are left out (data.skip_bad=true):\n{lines}"]
+
+
+def _used(spec: DataSpec, layout: Layout) -> dict[str, int]:
+    """About how many images of each split are used, before those that cannot be read are known."""
+    found = {split: len(pairs) for split, pairs in layout.files.items()}
+    test = found.get("test", found["train"] // 5)
+    left = found["train"] - (0 if "test" in found else test) - (0 if "val" in found else spec.num_val)
+    train = left if spec.num_train is None else min(left, spec.num_train)
+    return {"train": max(0, train), "val": min(spec.num_val, found.get("val", spec.num_val)), "test": test}
+
+
+def _inspect(spec: DataSpec, paths: Sequence[Path], log: Log) -> list[Finding]:
+    assert spec.root is not None
+    assert spec.resolution is not None
+    root = Path(spec.root).expanduser()
+    return inspect(paths, spec.resolution, root=root, cache=cache_directory(spec), log=log)
+
+
+def _check(spec: DataSpec, parts: Mapping[str, Files], log: Log) -> list[str]:
+    """What there is to say of the images of "train", "val" and "test". Raises: ValueError: some cannot be read."""
+    paths = [path for pairs in parts.values() for path, _ in pairs]
+    findings = _inspect(spec, paths, log)
+    if lines := unreadable(paths, findings, cache=cache_directory(spec)):
+        number = sum(bool(one.error) for one in findings)
         raise ValueError(
-            f"{directory} has no images in class folders; fill it, or remove it to have a test split cut from train/"
+            f"{number} of {len(paths)} images cannot be read:\n{lines}\n"
+            "replace or remove them, or have them left out with data.skip_bad=true"
         )
-    if num_skipped:
-        log(f"{directory}: {num_skipped} entries are no images by their suffix and were skipped")
-    return images
+    return _appearance(paths, findings)
 
 
-def _check_fits(num_images: int, resolution: int) -> None:
-    needed, available = num_images * 3 * resolution**2, _available_memory()
-    if needed > 0.6 * available:
-        raise ValueError(
-            f"{num_images} images of {resolution} px take {needed / 1e9:.1f} GB, more than 60 % of the "
-            f"{available / 1e9:.1f} GB of memory available; lower data.resolution or data.num_train"
-        )
-
-
-def _available_memory() -> int:
-    """Bytes that can be taken without swapping; the limit of the control group counts (containers, cluster jobs)."""
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        available = int(lines["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
-    if (group / "memory.max").exists() and (limit := (group / "memory.max").read_text().strip()) != "max":
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(stat["inactive_file"])  # file cache is given up
-        available = min(available, int(limit) - used)
-    return available
+def _appearance(paths: Sequence[Path], findings: Sequence[Finding]) -> list[str]:
+    kinds = {
+        "have transparent parts, which are shown in white": [one.transparent for one in findings],
+        "have several frames or pages, of which the first is used": [one.animated for one in findings],
+    }
+    return [
+        f"{sum(which)} of {len(paths)} images {words}, such as {shown(paths[which.index(True)])}"
+        for words, which in kinds.items()
+        if any(which)
+    ]
 
 
 def _decode(paths: Sequence[Path], resolution: int, log: Log) -> Tensor:
@@ -114,7 +160,9 @@ def _decode(paths: Sequence[Path], resolution: int, log: Log) -> Tensor:
         try:
             out[i] = read(paths[i], resolution).pixels.transpose(2, 0, 1)
         except Exception as error:  # Pillow raises what its many decoders raise
-            raise ValueError(f"cannot read the image {paths[i]}: {error}; replace it or remove it") from error
+            raise ValueError(
+                f"cannot read the image {shown(paths[i])}: {shown(error)}; replace it or remove it"
+            ) from error
 
     with decoding(), ThreadPoolExecutor() as pool:
         for start in range(0, len(paths), 10_000):  # one future per image is too much for a million of them

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from scalesearch.data.datasets.folder import source as folder
+from scalesearch.data.layout import ROLES as TRAIN_AND_VAL
 from scalesearch.data.spec import DataSpec, Log, Source, Split
+
+# The 50,000 images that papers report are those of val/; the test images of ILSVRC come without labels.
+ROLES = {"train": TRAIN_AND_VAL["train"], "test": TRAIN_AND_VAL["val"]}
 
 
 def source(spec: DataSpec, log: Log) -> Source:
     resolution = spec.resolution or 224
     if spec.root is not None:
-        images = folder(replace(spec, resolution=resolution), log)
+        images = folder(replace(spec, resolution=resolution), log, ROLES)
         if images.num_classes != 1000:
             raise ValueError(
                 f"data.root '{spec.root}' has {images.num_classes} classes, ImageNet has 1000; use data=folder"
