@@ -22,6 +22,7 @@ from scalesearch.data.datasets.folder import _decode
 from scalesearch.data.pixels import Picture, read
 from scalesearch.data.splits import class_notes, cut_end, stratified_order
 from scalesearch.study.settings import decisive_settings
+from scalesearch.workspace import DONE, NOTHING_LEARNT
 
 
 @pytest.fixture(autouse=True)
@@ -339,7 +340,7 @@ def test_a_command_ends_with_one_message_before_it_trains(
     assert f"1 of 26 images cannot be read:\n  {bad}: image file is truncated" in ended.output
     assert not list(tmp_path.glob("workspace/evaluations/*/*"))
     ended = command(*words, "data.skip_bad=true", "test=true", "--json")
-    assert ended.code == 0, ended.output
+    assert ended.code in (DONE, NOTHING_LEARNT), ended.output  # so few images teach nothing
     assert str(bad) in ended.output
 
 
