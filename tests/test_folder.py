@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from scalesearch.data import Data, DataSpec, describe, inspection, load
+from scalesearch.data import Data, DataSpec, describe, duplicates, inspection, load
 from scalesearch.data.datasets.folder import _decode
 from scalesearch.data.pixels import Picture, read
 from scalesearch.data.splits import class_notes, cut_end, stratified_order
@@ -313,6 +313,64 @@ def test_a_folder_that_does_not_fit_into_memory_is_refused_before_it_is_decoded(
         ):
             load(spec_of(root, resolution=10_000_000, skip_bad=skip_bad))
     assert not decoded
+
+
+# --- what is there twice
+
+
+def photo(number: int) -> Image.Image:
+    """A smooth picture, as a camera makes it and no other number has."""
+    rough = np.random.default_rng(number).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(rough).resize((96, 80), Image.Resampling.BICUBIC)
+
+
+def photos(tmp_path: Path, held_out: tuple[str, ...] = ("val", "test")) -> Path:
+    root = tmp_path / "photos"
+    for place, split in enumerate(("train", *held_out)):
+        for label, name in enumerate(("cat", "dog")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(12 if split == "train" else 10):
+                photo(1000 * place + 100 * label + i).save(root / split / name / f"{i:02d}.png")
+    return root
+
+
+def test_images_of_two_splits_are_found_by_what_they_show(tmp_path: Path) -> None:
+    root = photos(tmp_path)
+    assert "identical" not in loaded(spec_of(root, num_val=20, resolution=32))[1]
+    for i in range(8):  # 16 of the 20 validation images, under other names
+        for name in ("cat", "dog"):
+            shutil.copy(root / "train" / name / f"{i:02d}.png", root / "val" / name / f"{9 - i:02d}.png")
+    with Image.open(root / "train" / "cat" / "11.png") as again:
+        again.save(root / "test" / "cat" / "00.jpg", quality=70)
+        again.resize((60, 50)).save(root / "test" / "cat" / "01.png")
+    _, words = loaded(spec_of(root, num_val=20, resolution=32))
+    assert "16 of 20 validation images are identical to training images, such as " in words
+    assert "2 of 21 test images are nearly identical to training images, such as " in words
+    assert f"{root}/test/cat/00.jpg to {root}/train/cat/11.png" in words
+    assert "identical to validation images" not in words
+
+
+def test_images_of_two_classes_are_found(tmp_path: Path) -> None:
+    root = photos(tmp_path)
+    shutil.copy(root / "train" / "cat" / "00.png", root / "train" / "dog" / "copy.png")
+    _, words = loaded(spec_of(root, num_val=20))
+    assert "1 image of 65 are there under another class as well" in words
+    assert "copy.png" in words
+
+
+def test_flat_images_are_near_nothing_and_of_very_many_some_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = photos(tmp_path)
+    for i, split in enumerate(("train", "val", "test")):
+        Image.new("RGB", (9, 9), (100 + i, 90, 90)).save(root / split / "cat" / "flat.png")
+    assert "identical" not in loaded(spec_of(root, num_val=21))[1]
+    monkeypatch.setattr(duplicates, "_PAIRS", 100)
+    for i in range(10):
+        with Image.open(root / "train" / "cat" / f"{i:02d}.png") as again:
+            again.save(root / "val" / "cat" / f"{i:02d}.jpg", quality=80)
+    words = loaded(spec_of(root, num_val=31))[1]
+    assert "that were compared, of 31, are nearly identical to training images" in words
 
 
 def test_skip_bad_is_for_folders_and_no_part_of_a_study_that_does_without(tmp_path: Path) -> None:

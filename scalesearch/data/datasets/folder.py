@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scalesearch.data.duplicates import Seen, repeated
 from scalesearch.data.fetch import cache_directory
 from scalesearch.data.inspection import Finding, inspect, unreadable
 from scalesearch.data.layout import ROLES, Layout, read_layout, shown
@@ -137,7 +138,9 @@ def _check(spec: DataSpec, parts: Mapping[str, Files], log: Log) -> list[str]:
             f"{number} of {len(paths)} images cannot be read:\n{lines}\n"
             "replace or remove them, or have them left out with data.skip_bad=true"
         )
-    return _appearance(paths, findings)
+    seen = iter(findings)
+    splits = {name: [Seen(path, label, next(seen)) for path, label in pairs] for name, pairs in parts.items()}
+    return [*_appearance(paths, findings), *repeated(splits)]
 
 
 def _appearance(paths: Sequence[Path], findings: Sequence[Finding]) -> list[str]:
