@@ -92,10 +92,23 @@ def _shortened(arguments: list[str]) -> tuple[str, list[str]]:
     ]
     if command == "init" and words and "=" not in words[0] and not words[0].startswith("-"):
         words[0] = f"name={words[0]}"
+    words = [word for given in words for word in _of_timm(given)]
     named = any(word.startswith("baseline=") for word in words)
-    if any(word.startswith("baseline.factory=") for word in words) and not named:
-        words.append("baseline=factory")
+    functions = [word.partition("=")[2] for word in words if word.startswith("baseline.factory=")]
+    if functions and not named:
+        words.append("baseline=timm" if functions[-1].startswith("timm:") else "baseline=factory")
     return command, words
+
+
+def _of_timm(word: str) -> list[str]:
+    """`baseline=timm:convnext_atto`, which is no choice of the group but a network of its choice `timm`."""
+    names = word.partition("=")[2].split(",") if word.startswith("baseline=") else []
+    of_timm = [name.startswith("timm:") for name in names]
+    if not any(of_timm):
+        return [word]
+    if not all(of_timm):
+        raise ValueError(f"{word!r} has networks of timm beside others; give these in a command of their own")
+    return ["baseline=timm", f"baseline.factory={','.join(names)}"]
 
 
 def _understood(command: str, words: list[str]) -> tuple[str, list[str]]:

@@ -38,7 +38,9 @@ def overrides(settings: Mapping[str, Any], command: str, *, workspace: Path) -> 
 def _nearest_choice(group: str, wanted: Mapping[str, Any], *, first: str) -> tuple[str, list[str]]:
     """(choice of a group, overrides) that come to `wanted` with the fewest overrides; `first` among equals."""
     files = {path.stem: path for path in sorted((conf_dir() / group).glob("*.yaml"))}
-    named = "factory" if "factory" in wanted else wanted.get("name")
+    named = wanted.get("name")
+    if "factory" in wanted:
+        named = "timm" if str(wanted["factory"]).startswith("timm:") else "factory"
     names = [named] if named in files else sorted(files, key=lambda name: (name != first, name))
     shipped = {name: files[name] for name in names if "@package _global_" not in files[name].read_text()}
     found = [(name, _differing(group, from_yaml(path), wanted)) for name, path in shipped.items()]

@@ -27,7 +27,7 @@ from scalesearch.checks import between, checked, known, parse, value
 from scalesearch.cost import check_training, cost
 from scalesearch.data import DataSpec, Description, describe
 from scalesearch.executor import EXECUTORS
-from scalesearch.model import trust
+from scalesearch.model import is_timm, of_timm, trust
 from scalesearch.network import AnyNetwork, Factory, from_table
 from scalesearch.probing import proxied, with_grain
 from scalesearch.scaling import Proxy, Rounding
@@ -247,7 +247,12 @@ def network_of(group: Mapping[str, Any], *, trusted: bool, name: str | None = No
     given = table.pop("name", None)
     if "factory" in table:
         if table["factory"] is None:
-            raise ValueError("baseline.factory is missing; it must be written like my_package.my_net:make")
+            raise ValueError(
+                "baseline.factory is missing; it must be written like my_package.my_net:make, or, for a network of "
+                "timm, like timm:convnext_atto"
+            )
+        if is_timm(str(table["factory"])):
+            table |= of_timm(table)
         given = given or _function_name(str(table["factory"]))
     named = given or name
     if not isinstance(named, str):

@@ -176,10 +176,10 @@ class Network:
 class Factory:
     """A network that a Python function of the user's makes, instead of a table.
 
-    `function` is "package.module:name". It is called with depth and width, multipliers of what it makes for 1 and 1,
-    with resolution, the side of the square input in px, and with in_channels and num_classes; it returns the
-    `nn.Module` that turns images into logits. Rounding depth and width is its own business. A resolution is a multiple
-    of `resolution_multiple` px.
+    `function` is "package.module:name", or "timm:name" of a network of timm. It is called with depth and width,
+    multipliers of what it makes for 1 and 1, with resolution, the side of the square input in px, and with in_channels
+    and num_classes; it returns the `nn.Module` that turns images into logits. Rounding depth and width is its own
+    business. A resolution is a multiple of `resolution_multiple` px.
     """
 
     name: str = field(compare=False)

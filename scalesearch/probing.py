@@ -88,8 +88,6 @@ def unscaled(network: AnyNetwork) -> dict[str, str]:
                 other = computation(replace(network, **{name: value}))
             except ValueError as error:
                 _raise_fault(error)
-                if name != "resolution":
-                    break
                 why = f"has one value ({_reason(error)})"
                 continue
             if other != own:

@@ -69,7 +69,7 @@ DOORS = {
     "PIL": {"data"},
     "huggingface_hub": {"pretrained"},
     "torchvision": {"pretrained"},
-    "timm": {"pretrained", "export"},
+    "timm": {"model", "pretrained", "export"},
     "onnxruntime": {"export"},
     "captum": {"paper"},
     "safetensors": {"data", "pretrained", "training", "export", "tracking"},

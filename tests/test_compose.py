@@ -69,6 +69,8 @@ def test_older_and_shorter_words_mean_the_same() -> None:
         (["reproduce", "fidelity", "study=x"], ("fidelity", ["study=x"])),
         (["init", "my_net"], ("init", ["name=my_net"])),
         (["cost", "baseline.factory=a:b"], ("cost", ["baseline.factory=a:b", "baseline=factory"])),
+        (["cost", "baseline=timm:dla34"], ("cost", ["baseline=timm", "baseline.factory=timm:dla34"])),
+        (["cost", "baseline.factory=timm:dla34"], ("cost", ["baseline.factory=timm:dla34", "baseline=timm"])),
     ):
         with case(given):
             assert cli._understood(*cli._shortened(given)) == meant

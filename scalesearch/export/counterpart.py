@@ -20,7 +20,7 @@ import yaml
 from torch import Tensor, nn
 
 from scalesearch import network as networks
-from scalesearch.model import build_on_meta
+from scalesearch.model import build_on_meta, is_timm, own_resolution
 from scalesearch.network import AnyNetwork, Factory, Network, Stage, as_read, where
 from scalesearch.pretrained import match
 from scalesearch.scaling import Rounding, resize
@@ -42,7 +42,7 @@ class Counterpart(NamedTuple):
 def counterpart(network: AnyNetwork) -> Counterpart:
     """What timm has for `network`."""
     if isinstance(network, Factory):
-        return Counterpart(None, None, f"it is made by {network.function}, and not from a table")
+        return _of_factory(network)
     if find_spec("timm") is None:
         return Counterpart(None, None, "not looked up: timm is not installed")
     for name in _names(network):
@@ -56,6 +56,19 @@ def counterpart(network: AnyNetwork) -> Counterpart:
         return Counterpart(None, None, str(error))
     difference = _difference(network, call)
     return Counterpart(None, None, difference) if difference else Counterpart(None, _code(call), "")
+
+
+def _of_factory(network: Factory) -> Counterpart:
+    """A network of timm at its own size is timm's; all others are made by a function."""
+    made = f"it is made by {network.function}, and not from a table"
+    if not is_timm(network.function):
+        return Counterpart(None, None, made)
+    size = f"depth={network.depth:g}, width={network.width:g}, resolution={network.resolution}"
+    if (network.depth, network.width, network.resolution) != (1, 1, own_resolution(network.function)):
+        return Counterpart(None, None, f"it is made of {network.function} with {size}")
+    name = network.function.partition(":")[2]
+    more = {"num_classes": network.num_classes, "in_chans": network.in_channels}  # timm's own may be others
+    return Counterpart(name, _code(_Call("timm.create_model", (name,), more)), "")
 
 
 class _Name(NamedTuple):

@@ -22,7 +22,7 @@ from scalesearch.cost import Cost
 from scalesearch.data import Data
 from scalesearch.export.counterpart import Counterpart
 from scalesearch.ledger import write_atomic
-from scalesearch.model import build, trust
+from scalesearch.model import build, is_timm, trust
 from scalesearch.network import AnyNetwork, Factory
 from scalesearch.pretrained import Initial, overlap, start
 from scalesearch.text import near, raised
@@ -77,7 +77,9 @@ def comment(network: AnyNetwork, counted: Cost, origin: str, made: Counterpart, 
 
 def load_call(network: AnyNetwork, file: Path) -> str:
     """The line of Python that gives the module back from the YAML or the weights in `file`."""
-    function = f", factory={network.function!r}" if isinstance(network, Factory) else ""
+    function = ""
+    if isinstance(network, Factory) and not is_timm(network.function):
+        function = f", factory={network.function!r}"
     return f"scalesearch.load({str(file)!r}{function})"
 
 
@@ -141,19 +143,19 @@ def load(path: str | Path, *, factory: str | Callable[..., nn.Module] | None = N
     Args:
         path: of NAME.yaml, of NAME.safetensors, or of a directory that holds one exported network.
         factory: of a network that a function made, that function, or its "package.module:name", which is imported.
-            What a file names is not imported by itself.
+            What a file names is not imported by itself; only a network of timm needs no word.
     Raises: ValueError: a file is missing, or the weights do not fit the network.
     """
     table, weights = _pair(Path(path))
     network = networks.load(table)
     if isinstance(network, Factory):
-        if factory is None:
+        if factory is None and not is_timm(network.function):
             raise ValueError(
                 f"the network in {table} is made by {network.function}, and what a file names is not run; "
                 f'if you trust it: load(..., factory="{network.function}"), or pass the function'
             )
         function = factory if isinstance(factory, str) else network.function
-        trust(function, None if isinstance(factory, str) else factory)
+        trust(function, factory if callable(factory) else None)
         return load_weights(replace(network, function=function), weights)
     if factory is not None:
         raise ValueError(f"factory is {factory!r}; the network in {table} is a table: leave factory out")

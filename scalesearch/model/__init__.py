@@ -14,6 +14,7 @@ from scalesearch.model.factory import make, make_on_meta, structure, trust, trus
 from scalesearch.model.failure import FactoryError
 from scalesearch.model.hidden import unregistered
 from scalesearch.model.records import BatchNorm, Convolution, Layers, Linear
+from scalesearch.model.timm_models import is_timm, of_timm, own_resolution
 from scalesearch.network import DEFAULTS, AnyNetwork, Factory, Network, Place, Stage, where
 from scalesearch.text import near
 
@@ -30,7 +31,10 @@ __all__ = [
     "build_on_meta",
     "classifier",
     "identity",
+    "is_timm",
     "layers",
+    "of_timm",
+    "own_resolution",
     "trust",
     "trusted",
     "unchanged",

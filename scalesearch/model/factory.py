@@ -1,7 +1,8 @@
 """Networks that a Python function of the user's makes.
 
 Importing a module runs it. So a function is called only when the user named it, on the command line or in a
-configuration directory of their own (`trust`); that a study, a variant or a server names it is not enough.
+configuration directory of their own (`trust`); that a study, a variant or a server names it is not enough. A network
+of timm ("timm:NAME") runs none of the user's code, so that a file may name it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch.nn.parameter import is_lazy
 from scalesearch.model.failure import FactoryError, raised_at
 from scalesearch.model.hidden import hidden, needs_values
 from scalesearch.model.sources import Sources, sources, watched
+from scalesearch.model.timm_models import is_timm, maker, version
 from scalesearch.network import Factory
 
 
@@ -45,8 +47,10 @@ def trust(function: str, made: Callable[..., nn.Module] | None = None) -> None:
     """Import the function of a factory ("package.module:name"), so that networks of it can be made.
 
     Given `made`, that is the function, and nothing is imported. The working directory is looked in last.
-    Raises: ValueError: it cannot be imported, or is no function.
+    Raises: ValueError: it cannot be imported, or is no function; timm is not installed, or has no such network.
     """
+    if made is None and is_timm(function):
+        made = None if function in _trusted else maker(function)
     if made is not None:
         _trusted[function] = _Trusted(made)
     if function in _trusted:
@@ -74,12 +78,14 @@ def trust(function: str, made: Callable[..., nn.Module] | None = None) -> None:
 
 
 def trusted(function: str) -> bool:
-    """Whether `trust` has imported it, or was given it."""
-    return function in _trusted
+    """Whether `trust` has imported it, or was given it, or it is timm's."""
+    return function in _trusted or is_timm(function)
 
 
 def make(network: Factory) -> nn.Module:
     """What the function returns. Raises: ValueError: it is not trusted, it raises, or it returns no module."""
+    if is_timm(network.function):
+        trust(network.function)
     if network.function not in _trusted:
         raise ValueError(
             f"network {network.name!r} is made by {network.function}; only a file says so, and what a file names is "
@@ -131,7 +137,10 @@ def structure(network: Factory) -> str:
     It is made of names and shapes of the weights, of how the modules print themselves (strides, kernels), of the
     values that they have beside these, and of what the function depends on (`sources`): an edit of any of its files
     makes new networks. A function of one file, with no such values, has the digest that the first release gave it.
+    Of timm's networks the version of timm stands for its code.
     """
+    if is_timm(network.function):
+        return _digest(_shown(make_on_meta(network)) | {"packages": {"timm": version()}})
     loaded, read = set[str](), set[str]()
     with watched(loaded, read):
         module = make_on_meta(network)
@@ -147,11 +156,7 @@ def structure(network: Factory) -> str:
         seen.called = True
     reached = sources(network.function, seen.made, seen.loaded | loaded, seen.read | read)
     own = _own_source(seen.made)
-    values: dict[str, Any] = {
-        "weights": [[name, list(tensor.shape)] for name, tensor in module.state_dict().items()],
-        "modules": re.sub(r" at 0x[0-9a-f]+", "", str(module)),  # an address is another in each process
-        "source": own,
-    }
+    values = _shown(module) | {"source": own}
     others = {name: digest for name, digest in reached.modules.items() if digest != own}
     beside = {
         "hidden": hidden(values_of),
@@ -160,6 +165,18 @@ def structure(network: Factory) -> str:
         "files": reached.files,
     }
     values |= {key: more for key, more in beside.items() if more}
+    return _digest(values)
+
+
+def _shown(module: nn.Module) -> dict[str, Any]:
+    """Names and shapes of the weights, and how the modules print themselves."""
+    return {
+        "weights": [[name, list(tensor.shape)] for name, tensor in module.state_dict().items()],
+        "modules": re.sub(r" at 0x[0-9a-f]+", "", str(module)),  # an address is another in each process
+    }
+
+
+def _digest(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
@@ -169,11 +186,14 @@ def unchanged(network: Factory, digest: str) -> None:
     Raises: ValueError: they were edited since, or are others on this machine.
     """
     here = structure(network)
-    seen = _trusted[network.function]
-    now = sources(network.function, seen.made, seen.loaded, seen.read)
-    if seen.at_first is None:
-        seen.at_first = now
-    if here != digest or now != seen.at_first:
+    edited = False
+    if not is_timm(network.function):
+        seen = _trusted[network.function]
+        now = sources(network.function, seen.made, seen.loaded, seen.read)
+        if seen.at_first is None:
+            seen.at_first = now
+        edited = now != seen.at_first
+    if here != digest or edited:
         raise ValueError(
             f"the network of {network.function} is not the one that was planned: a file or a package that it depends "
             "on was changed since the command began, or is another one for this worker; give the same command again"

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from scalesearch.model.sources import is_installed
+from scalesearch.model.timm_models import is_timm
 from scalesearch.network import Factory
 from scalesearch.text import raised
 
@@ -52,7 +53,7 @@ class FactoryError(ValueError):
         return FactoryError(
             message + (f"; {remedy}" if remedy else ""),
             what + (f", in {place}" if place else ""),
-            fault=isinstance(error, (*_FAULTS, SystemExit)),
+            fault=isinstance(error, (*_FAULTS, SystemExit)) and not is_timm(network.function),  # timm checks little
         )
 
 

@@ -1,0 +1,195 @@
+"""Networks of timm as baselines: the same network at depth 1 and width 1, the next size for other multipliers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import factories
+import pytest
+import timm
+import torch
+from conftest import Ended, case
+from timm.models import model_entrypoint
+from torch import nn
+
+import scalesearch
+from scalesearch.config import network_of
+from scalesearch.model import FactoryError, build, factory, identity, own_resolution, timm_models
+from scalesearch.network import Factory, load
+
+Command = Callable[..., Ended]
+
+
+@functools.cache
+def families() -> dict[str, list[str]]:
+    """The names of timm by family, which is a module of it."""
+    found: dict[str, list[str]] = {}
+    for name in timm.list_models():
+        found.setdefault(model_entrypoint(name).__module__.rpartition(".")[2], []).append(name)
+    return found
+
+
+def network(name: str, **values: float) -> Factory:
+    function = f"timm:{name}"
+    given = {"resolution": own_resolution(function), "num_classes": 1000, "in_channels": 3} | values
+    return Factory(name=f"timm-{name}", function=function, **given)  # type: ignore[arg-type]
+
+
+def shapes(module: nn.Module) -> list[tuple[str, torch.Size]]:
+    return [(name, tensor.shape) for name, tensor in module.state_dict().items()]
+
+
+def params(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    with factories.forgotten():
+        yield
+
+
+def test_at_depth_one_and_width_one_the_network_of_every_family_is_timms() -> None:
+    assert len(families()) >= 90
+    for family, names in families().items():
+        name = min(names, key=len)
+        with case(family, name), torch.device("meta"):
+            ours, theirs = build(network(name)), timm.create_model(name, num_classes=1000)
+            assert shapes(ours) == shapes(theirs)
+            assert str(ours) == str(theirs)
+
+
+# What a family's own depth and width do to the number of weights at twice the depth and at twice the width: more
+# (True), nothing (False), or a size that cannot be (None).
+FAMILIES = {
+    "convnext_atto": (True, True),
+    "resnet18": (True, True),
+    "resnetv2_18": (True, True),
+    "regnetx_002": (True, True),
+    "efficientnet_b0": (True, True),
+    "mobilenetv3_small_100": (True, True),
+    "ghostnet_100": (True, True),
+    "vit_tiny_patch16_224": (True, True),
+    "deit_tiny_patch16_224": (True, True),
+    "swin_tiny_patch4_window7_224": (True, True),
+    "pvt_v2_b0": (True, True),
+    "mixer_s32_224": (True, True),
+    "convmixer_768_32": (True, True),
+    "densenet121": (True, True),
+    "vovnet39a": (True, True),
+    "hgnet_tiny": (True, True),
+    "hrnet_w18_small": (True, True),
+    "rexnet_100": (True, True),
+    "nf_resnet50": (True, True),
+    "cs3darknet_s": (True, True),
+    "mobilevit_xxs": (True, True),
+    "repvgg_a0": (True, True),
+    "coatnet_0_224": (True, True),
+    "efficientformerv2_s0": (True, True),
+    "fastvit_t8": (True, True),
+    "starnet_s1": (True, True),
+    "vgg11": (True, True),
+    "xcit_nano_12_p16_224": (True, True),
+    "dla34": (False, True),
+    "dpn68": (True, False),
+    "legacy_seresnet18": (True, False),
+    "inception_v3": (False, False),
+    "vit_base_mci_224": (True, None),
+}
+
+
+def test_depth_and_width_multiply_what_the_family_has() -> None:
+    for name, wanted in FAMILIES.items():
+        for dimension, more in zip(("depth", "width"), wanted, strict=True):
+            with case(name, dimension), torch.device("meta"):
+                own = params(build(network(name)))
+                if more is None:
+                    with pytest.raises(FactoryError, match="must match embed dim"):
+                        build(network(name, **{dimension: 2.0}))
+                    continue
+                twice, half = (params(build(network(name, **{dimension: factor}))) for factor in (2.0, 0.5))
+                assert (twice > own, half < own) == (more, more)
+                if more and dimension == "width":
+                    assert 1.3 * own < twice < 4.1 * own
+
+
+def test_blocks_are_rounded_up_and_channels_stay_divisible_by_the_heads() -> None:
+    for depth, blocks in ((0.1, 2), (0.5, 6), (1.0, 12), (1.01, 13), (1.5, 18)):
+        with case(depth), torch.device("meta"):
+            assert len(build(network("vit_tiny_patch16_224", depth=depth)).blocks) == blocks  # type: ignore[arg-type]
+    for step in range(3, 40):
+        with case(step), torch.device("meta"):
+            made = build(network("vit_tiny_patch16_224", width=step / 10))
+            assert abs(made.embed_dim - 192 * step / 10) <= max(12, 19.2 * step / 10)  # type: ignore[operator]
+            assert build(network("swin_tiny_patch4_window7_224", width=step / 10)) is not None
+
+
+def test_names_that_timm_does_not_know_are_refused_with_the_nearest(command: Command) -> None:
+    for given, words in (
+        ("baseline=timm:convnext_ato", "timm has no network 'convnext_ato'; did you mean 'convnext_atto'?"),
+        ("baseline=timm:convnext_atto.d2_in1k", "leave the tag of its weights out: timm:convnext_atto"),
+        ("baseline=timm", "like timm:convnext_atto"),
+        ("baseline=resnet18,timm:resnet18", "networks of timm beside others"),
+    ):
+        with case(given):
+            ended = command("plan", given, "data=digits")
+            assert ended.code == 2
+            assert words in ended.output
+            assert "Traceback" not in ended.output
+
+
+def test_without_timm_the_command_that_installs_it_is_given(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timm_models, "find_spec", lambda name: None)
+    ended = command("cost", "baseline=timm:convnext_atto")
+    assert (ended.code, ended.output.count("\n")) == (2, 1)
+    assert "pip install 'scalesearch[timm]'" in ended.output
+
+
+def test_the_key_has_the_name_and_the_version_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, other = network("test_convnext"), network("test_convnext2")
+    first = identity(small)
+    assert first["factory"] == "timm:test_convnext"
+    assert identity(network("test_convnext", depth=0.99)) == first  # the same blocks
+    assert identity(network("test_convnext", depth=2)) != first
+    assert identity(other) != first
+    factory.structure.cache_clear()
+    monkeypatch.setattr(factory, "version", lambda: "0.0.0")
+    assert identity(small)["structure"] != first["structure"]
+
+
+def test_a_file_may_name_a_network_of_timm(command: Command, tmp_path: Path) -> None:
+    given = ("baseline=timm:test_convnext", "baseline.num_classes=10", "phis=[0]", f"directory={tmp_path}", "--json")
+    ended = command("export", *given, "formats=[yaml,onnx,torch]")
+    assert ended.code == 0, ended.output
+    (made,) = ended.answer["networks"]
+    described = load(Path(made["files"]["yaml"]))
+    assert isinstance(described, Factory)
+    assert (described.function, described.resolution) == ("timm:test_convnext", 160)
+    assert "timm: timm.create_model('test_convnext', num_classes=10" in Path(made["files"]["yaml"]).read_text()
+    with factories.forgotten():
+        module = scalesearch.load(made["directory"])
+    assert module(torch.zeros(2, 3, 160, 160)).shape == (2, 10)
+    assert shapes(module) == shapes(timm.create_model("test_convnext", num_classes=10))
+
+
+def test_sizes_that_timm_refuses_are_points_that_cannot_be() -> None:
+    """An AttributeError of timm's is about arguments that do not fit together, and no fault of the user's code."""
+    with pytest.raises(FactoryError) as raised:
+        build(network("mobilenetv5_300m", depth=0.5))
+    assert not raised.value.fault
+
+
+def test_the_name_of_a_timm_network_is_no_tables() -> None:
+    made = network_of({"factory": "timm:resnet18", "resolution": None}, trusted=False)
+    assert (made.name, made.resolution) == ("timm-resnet18", 224)
+
+
+def test_a_search_on_a_network_of_timm_ends(command: Command, tmp_path: Path) -> None:
+    words = ("baseline=timm:test_convnext", "data=digits", "recipe=quick", "recipe.epochs=1", "recipe.seeds=1")
+    small = ("search=grid", "proxy=none", "baseline.resolution=32", "budget.tolerance=0.4", f"workspace={tmp_path}")
+    grid = ("grid=quick", "tracking=none")
+    ended = command("run", *words, *small, *grid, "--json")
+    assert ended.code == 0, ended.output
+    assert ended.answer
