@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import gc
 import importlib
+import io
 import os
 import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -51,6 +53,9 @@ def commands() -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run one command line and exit with its code; see docs/architecture.md for what each means."""
+    for stream in (sys.stdout, sys.stderr):  # a name on disk may have bytes that no encoding knows
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -267,6 +272,7 @@ def _run(command: str, composed: DictConfig, as_json: bool) -> int:
     from scalesearch.config import request
     from scalesearch.ledger import StudyLocked
     from scalesearch.screen import Screen
+    from scalesearch.text import one_line
 
     def terminate(number: int, frame: FrameType | None) -> NoReturn:
         raise _Terminated
@@ -277,8 +283,10 @@ def _run(command: str, composed: DictConfig, as_json: bool) -> int:
         if first:
             gc.freeze()
             gc.enable()
-        arguments, groups = request(module, composed)
-        return int(module.run(arguments, groups, Screen(as_json=as_json)))
+        screen = Screen(as_json=as_json)
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():  # a user's network may print
+            arguments, groups = request(module, composed)
+            return int(module.run(arguments, groups, screen))
     except workspace.Infeasible as error:
         return _fail(str(error), workspace.INFEASIBLE)
     except StudyLocked as error:
@@ -300,7 +308,7 @@ def _run(command: str, composed: DictConfig, as_json: bool) -> int:
     except Exception as error:  # a library's own kind of error, or a fault of ours: where it was is given as well
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(last.filename).name}, line {last.lineno}"
-        return _fail(f"{type(error).__name__} in {where}: {' '.join(str(error).split())}", _ENVIRONMENT)
+        return _fail(f"{type(error).__name__} in {where}: {one_line(error)}", _ENVIRONMENT)
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -322,5 +330,7 @@ def _words(error: BaseException) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"scalesearch: {message}", file=sys.stderr)
+    from scalesearch.text import printable
+
+    print(f"scalesearch: {printable(message)}", file=sys.stderr)
     return code

@@ -98,11 +98,20 @@ class Memory:
         return self.weights + momentum + self._images.nbytes + labels + self.training_activations
 
     def _peak(self, *, training: bool) -> int:
+        real = needs_values(self.network)
+        try:
+            return self._peak_of(training=training, real=real)
+        except Exception:  # the meta device may be all that is wrong with a user's own module
+            if real or not isinstance(self.network, Factory):
+                raise
+            return self._peak_of(training=training, real=True)
+
+    def _peak_of(self, *, training: bool, real: bool) -> int:
         def of(number: int) -> int:
             images = self._batch(number, real)
             return peak(module, images, training=training, threads=self.threads, avx512=self.avx512, real=real)
 
-        module, real = _module(self.network), needs_values(self.network)
+        module = _module(self.network, real=real)
         if real and training and self.batch_size > 3:  # a whole batch would take its time, and the memory itself
             two = of(2)
             return two + (of(3) - two) * (self.batch_size - 2)
@@ -146,8 +155,8 @@ _memory = lru_cache(maxsize=4096)(Memory)
 
 
 @lru_cache(maxsize=1)  # for the questions about one network, which follow each other
-def _module(network: AnyNetwork) -> nn.Module:
-    if needs_values(network):  # names what is wrong with a forward pass of the user's
+def _module(network: AnyNetwork, *, real: bool = False) -> nn.Module:
+    if real or needs_values(network):  # names what is wrong with a forward pass of the user's
         with torch.random.fork_rng(devices=[]):
             return build(network)
     return build_on_meta(network)

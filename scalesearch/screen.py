@@ -28,7 +28,7 @@ class Screen:
     """Where a command writes to: a terminal, a file, or standard error beside the JSON."""
 
     def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
+        self._as_json, self._answers = as_json, sys.stdout
         self._console = Console(stderr=as_json, highlight=False)
         if not self._console.is_terminal:  # a file or a pipe: wide enough for every table
             self._console.width = 200
@@ -53,7 +53,7 @@ class Screen:
     def answer(self, values: Mapping[str, Any]) -> None:
         """The JSON object of the command, with `--json`."""
         if self._as_json:
-            print(json.dumps(values, allow_nan=False), flush=True)
+            print(json.dumps(values, allow_nan=False), file=self._answers, flush=True)
 
     def table(self, title: str, rows: Sequence[Row], columns: Mapping[str, str]) -> None:
         """Rows as a table, narrow enough for a terminal of 80 columns; cells fold where it is narrower still.

@@ -98,13 +98,35 @@ def listed(words: Sequence[str], last: str = "and") -> str:
     return f"{', '.join(others)} {last} {final}" if others else final
 
 
+def one_line(error: BaseException) -> str:
+    """What an exception says, on one line that any terminal prints as it is.
+
+    >>> one_line(ValueError("two\\nlines, \\x1b[31mred"))
+    'two lines, \\\\x1b[31mred'
+    """
+    try:
+        words = " ".join(str(error).split())
+    except Exception as again:  # somebody else's class, whose own `__str__` fails
+        return f"its message cannot be shown ({type(again).__name__})"
+    return printable(words)
+
+
+def printable(words: str) -> str:
+    """The words with what a terminal would obey or refuse, such as an escape sequence, written out; lines are kept.
+
+    >>> printable("a\\x1b[31mred")
+    'a\\\\x1b[31mred'
+    """
+    return "".join(one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in words)
+
+
 def raised(error: BaseException) -> str:
     """An exception on one line, with its type; of a long one the beginning.
 
     >>> raised(KeyError("no such size"))
     "KeyError: 'no such size'"
     """
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {one_line(error)[:300]}"
 
 
 def near(word: object, known: Iterable[str], *, prefix: str = "") -> str:

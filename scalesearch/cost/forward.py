@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from scalesearch.model import FactoryError, build, build_on_meta, unregistered
 from scalesearch.network import Factory
+from scalesearch.text import one_line
 
 
 class Forward(NamedTuple):
@@ -89,18 +90,26 @@ def check_training(network: Factory) -> None:
             f"its network has layers in {place}, a plain list or mapping, which are not trained; nn.ModuleList and "
             "nn.ModuleDict register them",
         )
-    one.train()
+    try:
+        _take_step(one, network, real=real)
+    except FactoryError as error:
+        if real or not isinstance(error.__cause__, Exception):
+            raise
+        _take_step(_built(network), network, real=True)  # the meta device may be all that is wrong
+
+
+def _take_step(module: nn.Module, network: Factory, *, real: bool) -> None:
+    module.train()
     images = _images(network, 2, real=real)
     try:
-        logits = one(images)
+        logits = module(images)
         check_logits(logits, network, 2)
         labels = torch.zeros(2, dtype=torch.long, device=images.device)
         F.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
     except FactoryError:
         raise
     except (Exception, SystemExit) as error:
-        if real or not _may_be_of_meta(error):
-            raise FactoryError.of(network, error, one, training=True) from error
+        raise FactoryError.of(network, error, module, training=True) from error
 
 
 def check_logits(logits: Any, network: Factory, num_images: int) -> None:
@@ -169,7 +178,7 @@ def _watched(module: nn.Module, network: Factory, *, real: bool) -> tuple[Any, _
 
 def _may_be_of_meta(error: BaseException) -> bool:
     """Whether the error may be only that there are no values; real tensors then say what is true."""
-    words = f"{type(error).__name__}: {error}"
+    words = f"{type(error).__name__}: {one_line(error)}"
     return isinstance(error, NotImplementedError) or bool(
         re.search(r"\bmeta\b|data.dependent|DataDependent|\.item\(\)|nonzero|same device|fake tensor", words, re.I)
     )

@@ -17,6 +17,7 @@ import time
 import traceback
 
 from scalesearch.ledger import canonical_json
+from scalesearch.text import one_line
 
 
 def answer(name: str, specification: str) -> str:
@@ -26,7 +27,7 @@ def answer(name: str, specification: str) -> str:
         result = getattr(importlib.import_module(module), function)(json.loads(specification))
         return canonical_json({"result": result})
     except BaseException as error:  # SystemExit too: a function must not end the worker
-        words = f"{type(error).__name__}: {error}".removesuffix(": ")
+        words = f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")
         return json.dumps({"error": words, "traceback": traceback.format_exc()})
 
 

@@ -27,6 +27,7 @@ from scalesearch.model.hidden import hidden, needs_values
 from scalesearch.model.sources import Sources, sources, watched
 from scalesearch.model.timm_models import is_timm, maker, version
 from scalesearch.network import Factory
+from scalesearch.text import one_line
 
 
 class _Trusted:
@@ -65,8 +66,8 @@ def trust(function: str, made: Callable[..., nn.Module] | None = None) -> None:
             module = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(
-            f"baseline.factory is {function!r}, but {module_name} cannot be imported ({error}); it must be installed, "
-            "or lie in the working directory"
+            f"baseline.factory is {function!r}, but {module_name} cannot be imported ({one_line(error)}); it must be "
+            "installed, or lie in the working directory"
         ) from None
     except (Exception, SystemExit) as error:  # a script's argparse, say, exits
         raise ValueError(f"baseline.factory is {function!r}; importing it raised {raised_at(error)}") from error

@@ -12,7 +12,7 @@ from torch import nn
 from scalesearch.model.sources import is_installed
 from scalesearch.model.timm_models import is_timm
 from scalesearch.network import Factory
-from scalesearch.text import raised
+from scalesearch.text import one_line, raised
 
 _OURS = Path(__file__).resolve().parent.parent
 _FAULTS = (NameError, AttributeError, ImportError, TypeError, SyntaxError, RecursionError)
@@ -128,7 +128,7 @@ _REMEDIES = (
 
 
 def _remedy(error: BaseException, network: Factory, module: nn.Module | None) -> str:
-    words = f"{type(error).__name__}: {error}"
+    words = f"{type(error).__name__}: {one_line(error)}"
     if isinstance(error, ZeroDivisionError) or "zero-element" in words:
         return "channels and repeats must be whole numbers of 1 at least: max(1, round(32 * width))"
     for pattern, remedy in _REMEDIES:
