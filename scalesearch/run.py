@@ -25,10 +25,10 @@ from scalesearch.study import (
 )
 from scalesearch.tracking import StudyLog, recipe_params
 
+Outcome = Answer | NothingLearnt | None
 
-def search_and_scale(
-    settings: StudySettings, session: Session
-) -> tuple[list[TrialResult], Answer | NothingLearnt | None]:
+
+def search_and_scale(settings: StudySettings, session: Session) -> tuple[list[TrialResult], Outcome]:
     """(every training, the answer of the study, on disk and in MLflow); None where every candidate failed.
 
     Raises: Infeasible where no network meets the constraints.
@@ -50,20 +50,15 @@ def search_and_scale(
             write_trials(study, settings, trials, stopped)
             majority = Majority(data.val_labels.numpy())
             choice = _choose(settings, trials, stopped, majority)
-            if choice is None:
-                return trials, None
-            if isinstance(choice, Unlearnt):
-                nothing = _nothing(settings, trials, stopped, choice, majority)
-                values, files = write_nothing(settings, nothing)
-                return trials, replace(nothing, values=values, waiting=log.nothing_learnt(values, files=files))
+            if not isinstance(choice, Choice):
+                return trials, choice and _nothing(settings, trials, stopped, choice, majority, log)
             chosen = next(candidate for candidate in plan.candidates if candidate.id == choice.chosen)
             finished = {name: _finished(settings, trials, name) for name in (BASELINE, chosen.id)}
             test = {name: session.test_accuracy(seeds, settings.data) for name, seeds in finished.items()}
 
             # Step 2: fix alpha, beta, gamma and scale the baseline up with phi (equation 3).
-            coefficients, rounding = chosen.coefficients, settings.rounding
-            family = variants.family(settings.baseline, coefficients, settings.phis, rounding=rounding)
-            family = variants.measured(family, profiler)
+            scaled = variants.family(settings.baseline, chosen.coefficients, settings.phis, rounding=settings.rounding)
+            family = variants.measured(scaled, profiler)
 
             shares = {"validation": majority.share, "test": Majority(data.test_labels().numpy()).share}
             answer = Answer(trials, stopped, choice, chosen, test, family, shares)
@@ -152,12 +147,16 @@ def _nothing(
     stopped: Mapping[str, str],
     best: Unlearnt,
     majority: Majority,
+    log: StudyLog,
 ) -> NothingLearnt:
+    """That no candidate has learnt anything, on disk and in MLflow."""
     num_networks = len({one.candidate.id for one in trials} - {BASELINE})
     confidence = settings.search.confidence
     reason = unlearnt_words(best, majority, num_networks=num_networks, confidence=confidence)
     tried = remedy(settings.recipe, settings.description.num_train)
-    return NothingLearnt(trials, stopped, best, majority.share, reason, tried)
+    nothing = NothingLearnt(trials, stopped, best, majority.share, reason, tried)
+    values, files = write_nothing(settings, nothing)
+    return replace(nothing, values=values, waiting=log.nothing_learnt(values, files=files))
 
 
 def _finished(settings: StudySettings, trials: Sequence[TrialResult], name: str) -> list[Evaluation]:
