@@ -349,7 +349,7 @@ def test_parameter_counts_are_torchvisions(name: str, baselines: dict[str, Netwo
 
 AT_FIRST: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
     **dict.fromkeys(("mbconv", "bneck", "fused_mbconv"), lambda block, x: x),
-    **dict.fromkeys(("basic", "bottleneck"), lambda block, x: F.relu(shortcut(block, x))),
+    **dict.fromkeys(("basic", "bottleneck", "regnet"), lambda block, x: F.relu(shortcut(block, x))),
     **dict.fromkeys(("preact_basic", "preact_bottleneck"), lambda block, x: shortcut(block, x)),
 }
 

@@ -104,6 +104,34 @@ class Bottleneck(_Residual):
         return self.norm3(self.conv3(y))
 
 
+class RegNetBottleneck(Bottleneck):
+    """RegNetY's bottleneck (arXiv:2003.13678, section 5): the gate comes before the last convolution, not after it.
+
+    The squeezed channels are a share of the block's *input*, and inner channels are usually all of the output's
+    (`expand` 1). Without `squeeze_excite` it is RegNetX's, which is a `bottleneck` too.
+    """
+
+    name = "regnet"
+
+    @staticmethod
+    def layers(place: Place) -> Layers:
+        convolutions = _three(place)
+        inner = convolutions[1].out_channels
+        gate = gate_layers(place.stage, inner, round(place.in_channels * place.stage.squeeze_excite))
+        layers = _layers(place, convolutions, gate=Layers())
+        after = ("conv3", "norm3", "shortcut", "shortcut_norm")
+        ends = {name: layers.pop(name) for name in after if name in layers}
+        return layers | gate | ends
+
+    def branch(self, x: Tensor) -> Tensor:
+        y = self.activation(self.norm1(self.conv1(x)))
+        y = self.activation(self.norm2(self.conv2(y)))
+        return self.norm3(self.conv3(super().gated(y)))
+
+    def gated(self, y: Tensor) -> Tensor:
+        return y
+
+
 class PreactivationBottleneck(_Preactivation):
     """Bottleneck with full pre-activation (arXiv:1603.05027): norm and activation come before each convolution.
 
@@ -143,7 +171,9 @@ def _three(place: Place) -> tuple[Convolution, ...]:
     )
 
 
-def _layers(place: Place, convolutions: tuple[Convolution, ...], *, norm_first: bool = False) -> Layers:
+def _layers(
+    place: Place, convolutions: tuple[Convolution, ...], *, norm_first: bool = False, gate: Layers | None = None
+) -> Layers:
     """conv1, norm1, conv2, ... or norm1, conv1, norm2, ...; then the gate, and the shortcut where the shape changes."""
     layers, out = Layers(), place.channels
     for number, conv in enumerate(convolutions, start=1):
@@ -152,7 +182,7 @@ def _layers(place: Place, convolutions: tuple[Convolution, ...], *, norm_first: 
         layers[f"conv{number}"] = conv
         if not norm_first:
             layers[f"norm{number}"] = BatchNorm(conv.out_channels, place.norm_epsilon)
-    layers |= gate_layers(place.stage, out, int(out * place.stage.squeeze_excite))
+    layers |= gate_layers(place.stage, out, int(out * place.stage.squeeze_excite)) if gate is None else gate
     if place.stride != 1 or place.in_channels != out:
         layers["shortcut"] = Convolution(place.in_channels, out, place.resolution, 1, place.stride)
         if not norm_first:
