@@ -154,13 +154,14 @@ def test_every_class_that_can_be_is_in_what_is_cut_off(given_labels: list[int], 
     num = min(num, len(labels))
     assert len(end) == num
     assert sorted([*before, *end]) == list(range(len(labels)))
-    plain = order[len(order) - num :]
-    if {*labels[plain]} >= {one for one in given_labels if given_labels.count(one) >= least}:
-        assert np.array_equal(end, plain)  # nothing changes where nothing is missing
-    large = [one for one in set(given_labels) if given_labels.count(one) >= max(least, 2)]
-    if least >= 2 and num >= len(set(given_labels)):
-        assert {*large} <= {*labels[end]}
-        assert {*large} <= {*labels[before]} or num > len(labels) - len(large)
+    plain = order[: len(order) - num], order[len(order) - num :]
+    large = {one for one in given_labels if given_labels.count(one) >= max(least, 2)}
+    if all({*labels[side]} >= large for side in plain):
+        assert np.array_equal(before, plain[0])  # nothing changes where nothing is missing
+        assert np.array_equal(end, plain[1])
+    for side in (before, end):
+        if len(side) >= len(set(given_labels)):
+            assert {*labels[side]} >= large
 
 
 def test_a_small_class_is_in_every_split_that_it_suffices_for_and_else_it_is_named(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Images that are in two splits, or in two classes: found by what they show, whatever their files are called.
 
 Identical are images of the same pixels, as a network is trained on them. Nearly identical are those whose thumbnails
-differ by `_NEAR` grey levels at most: the same picture saved again, or in another size. Of 2,000 images of Fashion-MNIST
-and of 300 handwritten digits none is that near to one of 20,000 and of 1,000 others.
+differ by `_NEAR` grey levels at most: the same picture saved again, or in another size. Of 2,000 images of
+Fashion-MNIST and of 300 handwritten digits none is that near to one of 20,000 and of 1,000 others.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def repeated(splits: Mapping[str, Sequence[Seen]]) -> list[str]:
                 here, there = pairs[0]
                 compared = plural(number, f"{_NAMES[one]} image") + _sampled(number, splits[one])
                 found.append(
-                    f"{len(pairs)} of {compared} are {words} to {_NAMES[other]} images, such as {shown(here.path)} to {shown(there.path)}: an accuracy on "
-                    "images that were seen before is too high"
+                    f"{len(pairs)} of {compared} are {words} to {_NAMES[other]} images, such as "
+                    f"{shown(here.path)} to {shown(there.path)}: an accuracy on images seen before is too high"
                 )
     return found + _in_two_classes([seen for split in splits.values() for seen in split])
 

@@ -58,14 +58,22 @@ def cut_end(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The last `num` of a stratified order, and what is before them; (before, end), both in that order.
 
-    A class of `least` images or more that would have none at the end gets one there, in place of one of the class that
-    has most, as long as one has two.
+    A class of `least` images or more, 2 at least, that would have none at one side gets one there, in place of one of
+    the class that has most there, as long as that has two.
     """
     chosen = np.arange(len(order)) >= len(order) - num
     of = labels[order]
-    totals = np.bincount(of, minlength=int(of.max(initial=0)) + 1)
-    counts = np.bincount(of[chosen], minlength=len(totals))
-    for one in np.flatnonzero((counts == 0) & (totals >= least)):
+    enough = np.bincount(of, minlength=1) >= max(least, 2)
+    _fill(chosen, of, enough)
+    _fill(left := ~chosen[::-1], of[::-1], enough)  # in the other direction: what stays is changed at its end
+    chosen = ~left[::-1]
+    return order[~chosen], order[chosen]
+
+
+def _fill(chosen: NDArray[np.bool_], of: NDArray[Any], enough: NDArray[np.bool_]) -> None:
+    """Changes `chosen` so that classes which have `enough` images are in it; `of`: the class of each."""
+    counts = np.bincount(of[chosen], minlength=len(enough))
+    for one in np.flatnonzero((counts == 0) & enough):
         most = int(counts.argmax())
         if counts[most] < 2:
             break
@@ -73,7 +81,6 @@ def cut_end(
         chosen[np.flatnonzero(of == one)[-1]] = True
         counts[most] -= 1
         counts[one] += 1
-    return order[~chosen], order[chosen]
 
 
 def class_notes(classes: Sequence[str], splits: Mapping[str, NDArray[Any]]) -> list[str]:
