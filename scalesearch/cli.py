@@ -90,11 +90,12 @@ def _main(arguments: list[str]) -> int:
 
 
 def _shortened(arguments: list[str]) -> tuple[str, list[str]]:
-    """(command, words) with what may be left out: `init NAME`, baseline=factory, the older group `experiments`."""
+    """(command, words) with what may be left out: `init NAME`, baseline=factory, recipe.metric, the older group."""
     command, *words = arguments
     words = [
         word.replace("experiments=", "experiment=", 1) if word.startswith("experiments=") else word for word in words
     ]
+    words = [f"recipe.{word}" if word.startswith("metric=") else word for word in words]
     if command == "init" and words and "=" not in words[0] and not words[0].startswith("-"):
         words[0] = f"name={words[0]}"
     words = [word for given in words for word in _of_timm(given)]

@@ -32,8 +32,8 @@ from scalesearch.network import AnyNetwork, Factory, from_table
 from scalesearch.probing import proxied, with_grain
 from scalesearch.scaling import Proxy, Rounding
 from scalesearch.search import STRATEGIES, Grid, Strategy
-from scalesearch.text import near
-from scalesearch.training import Recipe
+from scalesearch.text import near, plural
+from scalesearch.training import ACCURACY, Recipe, metrics
 
 METRIC = Literal["macs", "params", "memory", "training_memory", "latency_ms", "activations", "train_seconds"]
 _GRID_POINTS = 200_000
@@ -135,7 +135,17 @@ class Groups:
 
     @cached_property
     def recipe(self) -> Recipe:
-        return parse(Recipe, {key: given for key, given in self.group("recipe").items() if key != "seeds"})
+        recipe = parse(Recipe, {key: given for key, given in self.group("recipe").items() if key != "seeds"})
+        if isinstance(recipe.class_weights, tuple) and self.values.get("data"):
+            given, wanted = len(recipe.class_weights), self.description.num_classes
+            if given != wanted:
+                raise ValueError(
+                    f"recipe.class_weights has {plural(given, 'number')}, and data={self.data.name} {wanted} classes; "
+                    "give one for each class, or recipe.class_weights=balanced"
+                )
+        if self._trusted and ":" in (recipe.metric or ""):
+            metrics.trust(str(recipe.metric))
+        return recipe
 
     @cached_property
     def seeds(self) -> int:
@@ -294,9 +304,13 @@ def request(module: Any, composed: DictConfig) -> tuple[Any, Groups]:
 def plain(composed: DictConfig) -> dict[str, Any]:
     """The composed configuration as plain values. Raises: ValueError for a missing one."""
     try:
-        return typing.cast("dict[str, Any]", OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
+        values = typing.cast("dict[str, Any]", OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
         raise ValueError(str(error).splitlines()[0]) from None
+    if isinstance(values.get("recipe"), dict):  # studies from before these were known have the same settings
+        usual = {"class_weights": (None,), "metric": (None, ACCURACY)}
+        values["recipe"] = {key: one for key, one in values["recipe"].items() if one not in usual.get(key, ())}
+    return values
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from scalesearch.machine import environment
 from scalesearch.model import identity
 from scalesearch.network import AnyNetwork, Factory
 from scalesearch.text import listed
-from scalesearch.training import Recipe, Result, worker
+from scalesearch.training import ACCURACY, Recipe, Result, metrics, worker
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,12 @@ class Evaluation:
         """What the key is made of: plain values; names, devices and versions take no part."""
         values = {
             "network": identity(self.network),
-            "recipe": asdict(self.recipe),
+            "recipe": self.recipe.values(),
             "data": self.data,
             "seed": self.seed,
         }
+        if (source := metrics.source(self.recipe.metric or ACCURACY)) is not None:
+            values["metric_source"] = source  # an edit of the function makes other values
         return values if self.init is None else values | {"init": self.init}
 
     @cached_property
@@ -238,12 +240,25 @@ class Evaluator:
         paths["checkpoint"] = self._ledger.checkpoint_path(evaluation.key)
         if evaluation.init is not None:
             paths["initial"] = self._ledger.initial_path(evaluation.init)
+        own = evaluation.specification()
+        if (left := self._trained_for_accuracy(evaluation)) is not None:
+            own["trained"] = left
         return (
-            evaluation.specification()
+            own
             | _table(evaluation.network, evaluation.recipe)
             | {"data_spec": asdict(self._data)}
             | {name: str(path.absolute()) for name, path in paths.items()}
         )
+
+    def _trained_for_accuracy(self, evaluation: Evaluation) -> dict[str, Any] | None:
+        """The same training where the ledger has it, chosen by accuracy: its result, and where its weights are."""
+        if evaluation.recipe.metric is None:
+            return None
+        key = replace(evaluation, recipe=replace(evaluation.recipe, metric=None)).key
+        record, weights = self._ledger.get(key), self._ledger.weights_path(key)
+        if record is None or record["state"] != "finished" or not weights.exists():
+            return None
+        return {"result": record["result"], "environment": record["environment"], "weights": str(weights.absolute())}
 
     def _recorded(self, evaluation: Evaluation) -> Outcome | None:
         record = self._ledger.get(evaluation.key)
@@ -309,7 +324,7 @@ _MOST_TIMED = 6  # networks of a plan; others are taken to be as fast per multip
 
 
 def _table(network: AnyNetwork, recipe: Recipe) -> dict[str, Any]:
-    table = {"network": network.table(), "name": network.name, "recipe": asdict(recipe)}
+    table = {"network": network.table(), "name": network.name, "recipe": recipe.values()}
     return table | ({"structure": identity(network)["structure"]} if isinstance(network, Factory) else {})
 
 

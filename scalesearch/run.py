@@ -11,7 +11,17 @@ from scalesearch.data import Data
 from scalesearch.evaluation import Evaluation
 from scalesearch.planning import num_evaluations, planned, refuse_infeasible, summary
 from scalesearch.search import BASELINE, Plan, Stopped, TrialResult
-from scalesearch.selection import Choice, Majority, Unlearnt, finished_seeds, remedy, select, unlearnt, unlearnt_words
+from scalesearch.selection import (
+    Chance,
+    Choice,
+    Unlearnt,
+    chance_level,
+    levels_of,
+    remedy,
+    select,
+    unlearnt,
+    unlearnt_words,
+)
 from scalesearch.session import Session
 from scalesearch.study import (
     Answer,
@@ -24,6 +34,7 @@ from scalesearch.study import (
     write_trials,
 )
 from scalesearch.tracking import StudyLog, recipe_params
+from scalesearch.training import Result, check_function
 
 Outcome = Answer | NothingLearnt | None
 
@@ -40,6 +51,7 @@ def search_and_scale(settings: StudySettings, session: Session) -> tuple[list[Tr
     init = session.initial_weights(settings.init, (settings.baseline, networks[0]), networks)
     with session:
         data = session.data(settings.data)
+        check_function(settings.recipe.metric, data.val_labels.numpy(), data.description.num_classes)
         study = Study.begin(settings, plan, data, init)
         with _log(settings, session, plan, data, init) as log:
             session.forget_failures(one for _, one in possible_of(settings, plan, data, init))
@@ -48,10 +60,10 @@ def search_and_scale(settings: StudySettings, session: Session) -> tuple[list[Tr
             # Step 1: fix phi = 1 and search alpha, beta, gamma on a small grid, by training candidates.
             trials, stopped = _train_candidates(settings, session, study, plan, data, init, log)
             write_trials(study, settings, trials, stopped)
-            majority = Majority(data.val_labels.numpy())
-            choice = _choose(settings, trials, stopped, majority)
+            chance = _chance(settings, data, trials)
+            choice = _choose(settings, trials, stopped, chance)
             if not isinstance(choice, Choice):
-                return trials, choice and _nothing(settings, trials, stopped, choice, majority, log)
+                return trials, choice and _nothing(settings, trials, stopped, choice, chance, log)
             chosen = next(candidate for candidate in plan.candidates if candidate.id == choice.chosen)
             finished = {name: _finished(settings, trials, name) for name in (BASELINE, chosen.id)}
             test = {name: session.test_accuracy(seeds, settings.data) for name, seeds in finished.items()}
@@ -60,8 +72,7 @@ def search_and_scale(settings: StudySettings, session: Session) -> tuple[list[Tr
             scaled = variants.family(settings.baseline, chosen.coefficients, settings.phis, rounding=settings.rounding)
             family = variants.measured(scaled, profiler)
 
-            shares = {"validation": majority.share, "test": Majority(data.test_labels().numpy()).share}
-            answer = Answer(trials, stopped, choice, chosen, test, family, shares)
+            answer = Answer(trials, stopped, choice, chosen, test, family, chance, levels_of(chance, data))
             values, files = write_answer(settings, answer)
             files.append(report.write(report.read(study), study.directory))
             weights = session.ledger.weights_path(finished[chosen.id][0].key)
@@ -113,27 +124,36 @@ def _train_candidates(
     return trials, stopped
 
 
+def _chance(settings: StudySettings, data: Data, trials: Sequence[TrialResult]) -> Chance:
+    """What a candidate must be better than."""
+    results = [one.outcome.result for one in trials if one.outcome.result is not None]
+    return chance_level(settings.recipe.metric, data.val_labels.numpy(), results)
+
+
 def _choose(
-    settings: StudySettings, trials: Sequence[TrialResult], stopped: Mapping[str, str], majority: Majority
+    settings: StudySettings, trials: Sequence[TrialResult], stopped: Mapping[str, str], chance: Chance
 ) -> Choice | Unlearnt | None:
     """Of the trainings of the whole recipe; None where no candidate that may be chosen has finished one.
 
-    Where no candidate that may be chosen is better than the majority class, the best of them, which is no choice.
+    Where no candidate that may be chosen is better than chance, the best of them, which is no choice.
     """
     whole = [one for one in trials if one.outcome.evaluation.recipe == settings.recipe]
     contenders = sorted({one.candidate.id for one in whole} - {BASELINE} - stopped.keys())
     if not any(one.outcome.result is not None for one in whole if one.candidate.id in contenders):
         return None
     confidence = settings.search.confidence
-    finished = {name: seeds for name, seeds in finished_seeds(whole).items() if name != BASELINE}
-    chance = unlearnt(finished, majority, confidence=confidence)
+    finished: dict[str, list[Result]] = {}
+    for one in whole:
+        if one.outcome.result is not None and one.candidate.id != BASELINE:
+            finished.setdefault(one.candidate.id, []).append(one.outcome.result)
+    no_better = unlearnt(finished, chance, confidence=confidence)
     free = finished.keys() & contenders
-    if free <= chance.keys():
-        return max((chance[name] for name in sorted(free)), key=lambda one: one.accuracy)
+    if free <= no_better.keys():
+        return max((no_better[name] for name in sorted(free)), key=lambda one: one.accuracy)
     return select(
         whole,
         confidence=confidence,
-        not_learnt=sorted(chance),
+        not_learnt=sorted(no_better),
         rule=settings.selection.rule,
         metric=settings.selection.metric,
         contenders=contenders,
@@ -146,15 +166,15 @@ def _nothing(
     trials: Sequence[TrialResult],
     stopped: Mapping[str, str],
     best: Unlearnt,
-    majority: Majority,
+    chance: Chance,
     log: StudyLog,
 ) -> NothingLearnt:
     """That no candidate has learnt anything, on disk and in MLflow."""
     num_networks = len({one.candidate.id for one in trials} - {BASELINE})
     confidence = settings.search.confidence
-    reason = unlearnt_words(best, majority, num_networks=num_networks, confidence=confidence)
+    reason = unlearnt_words(best, chance, num_networks=num_networks, confidence=confidence)
     tried = remedy(settings.recipe, settings.description.num_train)
-    nothing = NothingLearnt(trials, stopped, best, majority.share, reason, tried)
+    nothing = NothingLearnt(trials, stopped, best, chance, reason, tried)
     values, files = write_nothing(settings, nothing)
     return replace(nothing, values=values, waiting=log.nothing_learnt(values, files=files))
 

@@ -43,6 +43,8 @@ MAY_BE_MISSING = {
     "data.split_seed",  # 0
     "data.cache",
     "tracking.uri",
+    "recipe.class_weights",
+    "recipe.metric",  # accuracy
     "rounding.resolution_multiple",  # 1
     *(f"budget.{metric}" for metric in METRICS),  # no limit
     *(f"experiment.{name}" for name in ("question", "paper", "caveats")),

@@ -36,10 +36,17 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("ex
 
 PHI = ("coefficients.alpha=1.2", "coefficients.beta=1.1", "coefficients.gamma=1.15")
 SMALL = ("baseline=mobilenetv2", "baseline.resolution=32", "baseline.num_classes=5", *PHI)
-# One candidate and the 1x network, an epoch each.
+# One candidate and the 1x network, each trained until it has learnt something.
 SEARCH = (
-    *("data=digits", "data.num_train=320", "recipe=quick", "recipe.seeds=1", "recipe.epochs=1", "tracking=none"),
-    *("recipe.batch_size=16", "proxy.resolution=8", "executor.workers=1", "phis=[1]", "budget.tolerance=9"),
+    *("data=digits", "data.num_train=320", "recipe=quick", "recipe.seeds=1", "recipe.epochs=16", "tracking=none"),
+    *(
+        "recipe.batch_size=16",
+        "recipe.flip=false",
+        "proxy.resolution=8",
+        "executor.workers=1",
+        "phis=[1]",
+        "budget.tolerance=9",
+    ),
     *(
         f"grid.{axis}={{start:{value},stop:{value},step:1}}"
         for axis, value in (("alpha", 1), ("beta", 1.4), ("gamma", 1))

@@ -209,6 +209,7 @@ def test_a_search_on_a_function_goes_from_the_plan_to_the_family(
     module: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [f"baseline.factory={module}:make", "data=digits", "recipe=quick", "proxy=none", "baseline.resolution=8"]
+    given += ["recipe.epochs=8", "recipe.batch_size=16"]
     given += [
         "recipe.seeds=1",
         "grid.product_tolerance=0.3",

@@ -8,24 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import learning
 import numpy as np
 import pytest
-import torch
 from conftest import Ended, case, recipe
+from learning import DATA, SEARCH, SHARES, TRAIN, Labels, drawn
 from made_up import CANDIDATES, first, trial
 
-from scalesearch.data import DATASETS
-from scalesearch.data.spec import DataSpec, Source, Split
 from scalesearch.selection import Majority, interval, select, unlearnt
-from scalesearch.training import FEW_STEPS, few_steps
+from scalesearch.training import FEW_STEPS, Result, few_steps
 from scalesearch.workspace import DONE, NOTHING_LEARNT
 
-Labels = np.ndarray[Any, np.dtype[np.int64]]
-SHARES = {"ten equal classes": [0.1] * 10, "two equal classes": [0.5, 0.5], "95:5": [0.95, 0.05]}
-
-
-def drawn(shares: list[float], chance: np.random.Generator, *, images: int = 1000) -> Labels:
-    return chance.choice(len(shares), images, p=shares)
+place = learning.place
+OF_A_CHOICE = ("coefficients.yaml", "candidates.csv", "family.csv", "report.md", "variants", "figures")
 
 
 def guesses(labels: Labels, shares: list[float], chance: np.random.Generator) -> Any:
@@ -33,16 +28,22 @@ def guesses(labels: Labels, shares: list[float], chance: np.random.Generator) ->
     return labels == chance.choice(len(shares), len(labels), p=shares)
 
 
+def result(correct: Any) -> Result:
+    found = trial(CANDIDATES[0], 0, correct).outcome.result
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
 def test_one_answer_to_everything_is_never_learnt(shares: list[float]) -> None:
     labels = drawn(shares, np.random.default_rng(0))
     majority = Majority(labels)
     for answer in range(len(shares)):
-        seeds = dict.fromkeys(range(3), labels == answer)
+        seeds = [result(labels == answer)] * 3
         assert majority.p_value(seeds) > 0.5
         assert majority.is_constant(seeds)
         assert unlearnt({"c01": seeds}, majority, confidence=0.95)["c01"].constant
-    assert majority.share == pytest.approx(max(np.bincount(labels)) / len(labels))
+    assert majority.value == pytest.approx(max(np.bincount(labels)) / len(labels))
 
 
 @pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
@@ -50,7 +51,7 @@ def test_of_searches_that_guess_at_most_one_in_twenty_has_learnt(shares: list[fl
     chance, learnt, searches = np.random.default_rng(1), 0, 300
     for _ in range(searches):
         labels = drawn(shares, chance, images=400)
-        finished = {one.id: {s: guesses(labels, shares, chance) for s in range(1)} for one in CANDIDATES}
+        finished = {one.id: [result(guesses(labels, shares, chance))] for one in CANDIDATES}
         learnt += len(unlearnt(finished, Majority(labels), confidence=0.95)) < len(finished)
     assert learnt / searches <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / searches)
 
@@ -62,21 +63,21 @@ def test_what_has_learnt_is_known_by_either_test() -> None:
         ("95:5", SHARES["95:5"], 0.01),
     ):
         labels = drawn(shares, chance)
-        seeds = {seed: chance.random(len(labels)) >= wrong for seed in range(2)}
+        seeds = [result(chance.random(len(labels)) >= wrong) for _ in range(2)]
         with case(name):
             assert not unlearnt({f"c{i}": seeds for i in range(20)}, Majority(labels), confidence=0.95)
 
 
 def test_all_images_of_one_class_can_show_nothing() -> None:
     majority = Majority(np.zeros(50, int))
-    assert majority.share == 1
-    assert majority.p_value({0: np.ones(50, bool)}) == 1
+    assert majority.value == 1
+    assert majority.p_value([result(np.ones(50, bool))]) == 1
 
 
 def test_more_seeds_of_the_same_images_are_no_more_images() -> None:
     labels = drawn(SHARES["two equal classes"], np.random.default_rng(3), images=100)
-    correct = first(58)
-    assert Majority(labels).p_value({0: correct}) == Majority(labels).p_value(dict.fromkeys(range(9), correct))
+    one = result(first(58))
+    assert Majority(labels).p_value([one]) == Majority(labels).p_value([one] * 9)
 
 
 @pytest.mark.parametrize("rule", ["best", "cheapest_tied"])
@@ -116,51 +117,7 @@ def test_steps_are_those_that_a_training_takes() -> None:
     assert few_steps(recipe(epochs=FEW_STEPS, batch_size=50), 50) is None
 
 
-# Data with and without anything to learn, through the commands
-
-
-def planted(shares: list[float], *, seen: bool) -> Callable[[DataSpec, Any], Source]:
-    """Images of 8 px of noise; where `seen` is set, a class can be seen by its brightness."""
-
-    def source(spec: DataSpec, log: Any) -> Source:
-        sizes = {"train": 1200, "test": 200}
-
-        def open_split(split: str) -> Split:
-            chance = np.random.default_rng([sizes[split], len(shares)])
-            labels = drawn(shares, chance, images=sizes[split])
-            noise = chance.integers(0, 100, (len(labels), 1, 8, 8))
-            pixels = torch.from_numpy((noise + 150 * seen * labels.reshape(-1, 1, 1, 1)).astype(np.uint8))
-            return Split(torch.from_numpy(labels), lambda index: pixels[index])
-
-        return Source(1, len(shares), 8, sizes["train"], sizes["test"], open_split)
-
-    return source
-
-
-DATA = {
-    "skewed_noise": (planted(SHARES["95:5"], seen=False), False),
-    "random_labels": (planted(SHARES["two equal classes"], seen=False), False),
-    "skewed_seen": (planted(SHARES["95:5"], seen=True), True),
-    "seen": (planted(SHARES["two equal classes"], seen=True), True),
-}
-TRAIN = (
-    *("baseline=mobilenetv2", "proxy=small", "proxy.width=0.25", "proxy.depth=0.5", "proxy.resolution=8"),
-    *("proxy.total_stride=4", "data=digits", "data.num_val=400", "recipe=quick", "recipe.epochs=3", "recipe.seeds=2"),
-    *("recipe.batch_size=40", "recipe.autocast=off", "tracking=none", "--json"),
-)
-SEARCH = (
-    *("grid.alpha={start:1,stop:1.9,step:0.9}", "grid.beta={start:1,stop:1.4,step:0.4}", "phis=[1]", "study=s"),
-    *("grid.gamma={start:1,stop:1.4,step:0.4}", "grid.product_tolerance=0.15", "budget.tolerance=0.12", "search=grid"),
-)
-OF_A_CHOICE = ("coefficients.yaml", "candidates.csv", "family.csv", "report.md", "variants", "figures")
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_this_process: None) -> Path:
-    monkeypatch.chdir(tmp_path)
-    for name, (source, _) in DATA.items():
-        monkeypatch.setitem(DATASETS._loaded, name, source)
-    return tmp_path / "workspace" / "studies" / "s"
+# Through the commands
 
 
 def written(place: Path) -> set[str]:

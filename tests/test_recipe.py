@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")  # as many as a worker has: s
 OTHER_VALUES = {
     **{"epochs": 3, "batch_size": 50, "learning_rate": 0.1, "momentum": 0.5, "weight_decay": 0.05},
     **{"label_smoothing": 0.0, "schedule": "cosine", "warmup": 0.5, "flip": True, "crop_padding": 0.125},
+    **{"class_weights": (1.0,) * 9 + (5.0,), "metric": "auroc"},
     **{"mixup": 0.5, "ema": 0.5, "autocast": "bfloat16", "channels_last": False},
 }
 
@@ -31,6 +32,10 @@ def test_every_field_of_a_recipe_changes_the_key_and_the_training(field: str) ->
     result = fit(TINY, recipe)
     if field == "channels_last":  # another order of additions, the same training
         assert result.val_loss == pytest.approx(reference().val_loss, rel=0.02)
+    elif field == "metric":  # the training is the same, and so are its answers
+        assert result.curve == reference().curve
+        assert result.correct.tobytes() == reference().correct.tobytes()
+        assert result.val_accuracy == pytest.approx(float(result.by_image.mean()))
     elif field == "ema":  # the training is the same, its average is evaluated
         assert result.curve == reference().curve
         assert result.val_loss != reference().val_loss

@@ -68,6 +68,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     from scalesearch.run import search_and_scale
     from scalesearch.session import Session
     from scalesearch.study import NothingLearnt, StudySettings
+    from scalesearch.training import named
     from scalesearch.workspace import Infeasible
 
     settings = StudySettings.of(groups)
@@ -96,7 +97,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
         out.warn(mixed)
     if answer.waiting:
         out.warn(answer.waiting)
-    out.answer(answer.values)
+    out.answer(named(answer.values, settings.recipe.metric))
     if isinstance(answer, NothingLearnt):
         return NOTHING_LEARNT
     return SOME_FAILED if answer.values["evaluations"]["failed"] else DONE
@@ -111,6 +112,7 @@ def _show_nothing(out: Screen, settings: StudySettings, nothing: NothingLearnt) 
 def _show(out: Screen, settings: StudySettings, answer: Answer) -> None:
     """The candidates, the choice, its ties, test accuracies, the family, and where things are."""
     from scalesearch.commands._family import show_family
+    from scalesearch.training import metric_title
 
     values, chosen = answer.values, answer.values["chosen"]
     _show_candidates(out, settings, answer)
@@ -120,11 +122,11 @@ def _show(out: Screen, settings: StudySettings, answer: Answer) -> None:
         f"counted ratio {chosen['macs_ratio']:.3f}"
     )
     _show_ties(out, settings, answer)
-    test = values["test_accuracy"]
+    test, score = values["test_accuracy"], metric_title(settings.recipe.metric or "accuracy")
     out.say(
-        f"test accuracy: {test_words(test['chosen'])} chosen, {test_words(test['baseline'])} 1x network "
-        f"({count(values['baseline']['macs'])} multiply-adds), {percent(values['majority_share']['test'])} % the most "
-        "frequent class alone"
+        f"test {score}: {test_words(test['chosen'])} chosen, {test_words(test['baseline'])} 1x network "
+        f"({count(values['baseline']['macs'])} multiply-adds)"
+        + (f"; {answer.chance.words(answer.levels['test'], 'test')}" if "test" in answer.levels else "")
     )
     show_family(out, settings.baseline.name, answer.chosen.coefficients, settings.rounding, values["variants"])
     _show_counts(out, settings, values["evaluations"], "tables, figures, coefficients.yaml and variants")
@@ -144,6 +146,8 @@ def _show_counts(out: Screen, settings: StudySettings, counts: Mapping[str, int]
 
 
 def _show_candidates(out: Screen, settings: StudySettings, answer: Answer) -> None:
+    from scalesearch.training import metric_title
+
     confidence = f"{100 * settings.search.confidence:g} %"
     rows = [
         {
@@ -159,14 +163,14 @@ def _show_candidates(out: Screen, settings: StudySettings, answer: Answer) -> No
         for row in answer.choice.candidates.sort_values("val_accuracy_mean", ascending=False).to_dict("records")
     ]
     accuracy = {
-        "accuracy": "val. accuracy (%)",
+        "accuracy": f"val. {metric_title(settings.recipe.metric or 'accuracy')} (%)",
         "interval": confidence.replace(" ", "\u00a0"),
         "std": "sd",
         "seeds": "seeds",
     }
     title = f"Candidates, with {confidence} intervals over the seeds"
     out.table(title, rows, COEFFICIENT_COLUMNS | accuracy | {"mark": ""})
-    out.say(f"the most frequent class alone: {percent(answer.majority_share['validation'])} % of the validation images")
+    out.say(answer.chance.words(answer.levels["validation"], "validation"))
     if answer.choice.not_learnt:
         out.say(f"no better than that at {confidence}, and so not to be chosen: {', '.join(answer.choice.not_learnt)}")
     if without := answer.choice.without_interval:

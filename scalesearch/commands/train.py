@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from scalesearch.evaluation import Outcome
     from scalesearch.network import AnyNetwork
     from scalesearch.screen import Screen
-    from scalesearch.selection import Majority
+    from scalesearch.selection import Chance
     from scalesearch.session import Session
+    from scalesearch.training import Result
 
 GROUPS = {
     "baseline": "mobilenetv2",
@@ -57,16 +58,17 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     """
     from scalesearch.cost import cost
     from scalesearch.evaluation import Evaluation
-    from scalesearch.selection import Majority, remedy
+    from scalesearch.selection import chance_level, levels_of, remedy
     from scalesearch.session import Session
     from scalesearch.tracking import recipe_params
-    from scalesearch.training import few_steps
+    from scalesearch.training import check_function, few_steps, metric_title, named
 
     network = network_of(arguments, groups)
     session = Session(arguments.workspace, groups.executor, out, retry=arguments.retry, tracking=groups.tracking)
     init = session.initial_weights(arguments.init, (groups.baseline, network), [network])
     data, counted = session.data(groups.data), cost(network)
     sizes = data.description
+    check_function(groups.recipe.metric, data.val_labels.numpy(), sizes.num_classes)
     evaluations = [Evaluation(network, groups.recipe, data.fingerprint, seed, init) for seed in range(groups.seeds)]
     session.directory = training_directory(arguments.workspace, network.name, evaluations[0].key)
     summary = (
@@ -77,7 +79,6 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     )
     if (few := few_steps(groups.recipe, sizes.num_train)) is not None:
         summary += f"\n{few}"
-    majority = Majority(data.val_labels.numpy())
     params = {"network": network.name, "init": arguments.init, **recipe_params(groups.recipe, groups.seeds)}
     with session, session.log("train", network.name, params=params, summary=summary, specs=[groups.data]) as log:
         session.forget_failures(evaluations)
@@ -88,21 +89,24 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
         test = session.test_accuracy(finished, groups.data) if arguments.test else None
         answer = _answer(network, outcomes, test, session)
         answer["init"] = None if init is None else {"source": arguments.init, "sha256": init}
-        shares = {"validation": majority.share}
-        if arguments.test:
-            shares["test"] = Majority(data.test_labels().numpy()).share
-        nothing = _nothing_learnt(network.name, outcomes, majority)
-        answer |= {"majority_share": shares, "nothing_learnt": nothing}
-        _show(answer, out)
+        results = [one.result for one in outcomes if one.result is not None]
+        chance = chance_level(groups.recipe.metric, data.val_labels.numpy(), results)
+        levels = {"validation": chance.value} if results else {}
+        if results and arguments.test:
+            levels = levels_of(chance, data)
+        nothing = _nothing_learnt(network.name, results, chance)
+        answer |= {chance.key: levels, "nothing_learnt": nothing}
+        beside = {split: f"; {chance.words(value, split)}" for split, value in levels.items()}
+        _show(answer, out, beside, metric_title(groups.recipe.metric or "accuracy"))
         code = session.finish(outcomes)
         if nothing is not None:
             out.warn(f"{nothing}. {remedy(groups.recipe, sizes.num_train)}")
             code = NOTHING_LEARNT if code in (DONE, SOME_FAILED) else code
         metrics = {name: answer[name] for name in ("macs", "params", "val_accuracy_mean")}
-        metrics["majority_share"] = majority.share
+        metrics[chance.key] = levels.get("validation")
         metrics["test_accuracy"] = None if test is None else test["mean"]
         session.conclude(log, code, metrics=metrics, files=[])
-        out.answer(answer)
+        out.answer(named(answer, groups.recipe.metric))
     return code
 
 
@@ -155,16 +159,15 @@ def _answer(
     }
 
 
-def _nothing_learnt(name: str, outcomes: Sequence[Outcome], majority: Majority) -> str | None:
-    """Why the network is no better than the majority class; None where it is, and where no training has finished."""
+def _nothing_learnt(name: str, results: Sequence[Result], chance: Chance) -> str | None:
+    """Why the network is no better than chance; None where it is, and where no training has finished."""
     from scalesearch.selection import unlearnt, unlearnt_words
 
-    seeds = {one.evaluation.seed: one.result.correct for one in outcomes if one.result is not None}
-    found = unlearnt({name: seeds}, majority, confidence=_CONFIDENCE) if seeds else {}
-    return unlearnt_words(found[name], majority, num_networks=1, confidence=_CONFIDENCE) if found else None
+    found = unlearnt({name: results}, chance, confidence=_CONFIDENCE) if results else {}
+    return unlearnt_words(found[name], chance, num_networks=1, confidence=_CONFIDENCE) if found else None
 
 
-def _show(answer: Mapping[str, Any], out: Screen) -> None:
+def _show(answer: Mapping[str, Any], out: Screen, beside: Mapping[str, str], score: str) -> None:
     from scalesearch.commands.run import test_words
 
     finished = [row for row in answer["seeds"] if row["weights"] is not None]
@@ -176,11 +179,8 @@ def _show(answer: Mapping[str, Any], out: Screen) -> None:
     if answer["val_accuracy_low"] is not None:
         low, high = (percent(answer[f"val_accuracy_{end}"]) for end in ("low", "high"))
         spread = f" ({100 * _CONFIDENCE:g} % interval over {len(finished)} seeds: {low} to {high})"
-    share = {
-        split: f"; the most frequent class alone: {percent(one)} %" for split, one in answer["majority_share"].items()
-    }
-    out.say(f"validation accuracy: {percent(answer['val_accuracy_mean'])} %{spread}{share['validation']}")
+    out.say(f"validation {score}: {percent(answer['val_accuracy_mean'])} %{spread}{beside['validation']}")
     if answer["test_accuracy"] is not None:
-        out.say(f"test accuracy: {test_words(answer['test_accuracy'])}{share['test']}")
+        out.say(f"test {score}: {test_words(answer['test_accuracy'])}{beside.get('test', '')}")
     for row in finished:
         out.say(f"weights of seed {row['seed']}: {row['weights']}")

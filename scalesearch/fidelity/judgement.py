@@ -138,7 +138,7 @@ def what_is_lost(choice: str, finished: Mapping[str, Mapping[int, Result]]) -> t
     that of the selection: over seeds, by which the two are paired, and validation images. The best is known by the same
     accuracies, so the difference errs upwards.
     """
-    right = {name: {seed: result.correct for seed, result in seeds.items()} for name, seeds in finished.items()}
+    right = {name: {seed: result.by_image for seed, result in seeds.items()} for name, seeds in finished.items()}
     means = {name: mean_accuracy(seeds.values()) for name, seeds in finished.items()}
     best = min(means, key=lambda name: (-means[name], name != choice, name))
     if choice not in right:

@@ -248,7 +248,7 @@ class Trainings:
     def correct(self) -> dict[str, Correct]:
         """By key of a finished training: whether it is right, for each validation image."""
         return {
-            outcome.evaluation.key: outcome.result.correct
+            outcome.evaluation.key: outcome.result.by_image
             for outcome in self.outcomes.values()
             if outcome.result is not None
         }

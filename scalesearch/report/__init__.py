@@ -15,6 +15,7 @@ from scalesearch.registry import Registry
 from scalesearch.report.facts import Facts, read
 from scalesearch.report.references import Reference
 from scalesearch.text import level, percent
+from scalesearch.training import ACCURACY, metric_title
 
 __all__ = ["QUESTIONS", "Facts", "Reference", "answers", "markdown", "ordered", "read", "write"]
 
@@ -30,7 +31,9 @@ def answers(facts: Facts) -> dict[str, dict[str, Any]]:
     """Every question's answer, and first what the study is. Accuracies are fractions; None is what is not known."""
     about = {"study": facts.study.name, "confidence": facts.confidence} | facts.study.result["selection"]
     about["seeds"] = max(len(seeds) for seeds in facts.finished.values())
-    about["majority_share"] = facts.study.result.get("majority_share")  # a study from before that was known has none
+    for name in ("majority_share", "shuffled_labels"):  # a study from before they were known has neither
+        about[name] = facts.study.result.get(name)
+    about["metric_of_accuracy"] = facts.study.metric or ACCURACY
     return {"about": about} | {name: QUESTIONS[name].answer(facts) for name in ordered()}
 
 
@@ -48,6 +51,12 @@ def markdown(answers: Mapping[str, Mapping[str, Any]]) -> str:
         paragraphs.append(
             f"The most frequent class alone is right on {percent(share['validation'])} % of the validation images and "
             f"{percent(share['test'])} % of the test images."
+        )
+    if (shuffled := about["shuffled_labels"]) is not None:
+        title = metric_title(about["metric_of_accuracy"])
+        paragraphs.append(
+            f"Accuracy is {title} on this page (recipe.metric={about['metric_of_accuracy']}), times 100, where it says "
+            f"percent. With the labels of the validation images shuffled it is {percent(shuffled['validation'])}."
         )
     for name in ordered():
         paragraphs += [f"## {QUESTIONS[name].TITLE}", *QUESTIONS[name].words({**about, **answers[name]})]

@@ -88,7 +88,7 @@ def read(study: Study) -> Facts:
     finished: dict[str, dict[int, Any]] = {}
     for trial in trials:
         if trial.outcome.result is not None:
-            finished.setdefault(trial.candidate.id, {})[trial.outcome.evaluation.seed] = trial.outcome.result.correct
+            finished.setdefault(trial.candidate.id, {})[trial.outcome.evaluation.seed] = trial.outcome.result.by_image
     candidates = {trial.candidate.id: trial.candidate for trial in trials}
     return Facts(
         study=study,

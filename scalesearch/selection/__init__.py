@@ -19,20 +19,33 @@ from scipy import stats
 from scalesearch import checks
 from scalesearch.search import BASELINE, Candidate, TrialResult
 from scalesearch.selection.effect import CostEffect, cost_effect
-from scalesearch.selection.learnt import Majority, Unlearnt, remedy, unlearnt, unlearnt_words
+from scalesearch.selection.learnt import (
+    Chance,
+    Majority,
+    Shuffled,
+    Unlearnt,
+    chance_level,
+    levels_of,
+    remedy,
+    unlearnt,
+    unlearnt_words,
+)
 from scalesearch.selection.pairs import Comparison, Correct, Pairs, Seeds, between_seeds, ends, mean
 
-__all__ = ["Choice", "Comparison", "CostEffect", "Majority", "Pairs", "Seeds", "Separation", "Unlearnt"]
+__all__ = ["Chance", "Choice", "Comparison", "CostEffect", "Majority", "Pairs", "Seeds", "Separation", "Shuffled"]
 __all__ += [
+    "Unlearnt",
+    "chance_level",
     "cost_effect",
-    "finished_seeds",
     "interval",
+    "levels_of",
     "remedy",
     "select",
     "trials_table",
     "unlearnt",
-    "unlearnt_words",
 ]
+__all__ += ["unlearnt_words"]
+
 
 Rule = Literal["best", "cheapest_tied"]
 
@@ -115,10 +128,11 @@ def select(
     checks.value(rule, Rule, "rule")
     results = sorted(results, key=_place)  # a resumed search gives the same digits in the same rows
     known = {candidate.id: candidate for candidate, _ in results}
-    finished = finished_seeds(results)
+    finished: dict[str, dict[int, Correct]] = {}
     seconds: dict[str, list[float]] = {}
     for candidate, outcome in results:
         if outcome.result is not None:
+            finished.setdefault(candidate.id, {})[outcome.evaluation.seed] = outcome.result.by_image
             seconds.setdefault(candidate.id, []).append(outcome.result.train_seconds)
     means = {name: mean(seeds) for name, seeds in finished.items() if name != BASELINE}
     free = [name for name in _free(means, contenders) if name not in not_learnt]
@@ -146,15 +160,6 @@ def select(
     table["tied"] = table["candidate"].isin(tied)
     table["stopped"] = ~table["candidate"].isin([BASELINE, *(known if contenders is None else contenders)])
     return Choice(chosen, best, tied, table, comparisons, separation, effect, tuple(sorted(not_learnt)))
-
-
-def finished_seeds(results: Sequence[TrialResult]) -> dict[str, dict[int, Correct]]:
-    """Of each network that has finished a training: for each seed which validation images were right (N,)."""
-    finished: dict[str, dict[int, Correct]] = {}
-    for candidate, outcome in sorted(results, key=_place):
-        if outcome.result is not None:
-            finished.setdefault(candidate.id, {})[outcome.evaluation.seed] = outcome.result.correct
-    return finished
 
 
 def trials_table(results: Sequence[TrialResult]) -> pd.DataFrame:
@@ -249,7 +254,7 @@ def _candidates_table(
     rows = []
     for name, candidate in known.items():
         seeds = finished.get(name, {})
-        accuracies = [correct.mean() for correct in seeds.values()]
+        accuracies = [correct.mean(dtype=np.float64) for correct in seeds.values()]
         middle = mean(seeds) if seeds else math.nan
         low, high = ends(middle, spread / math.sqrt(len(accuracies))) if accuracies else (math.nan, math.nan)
         scores = {

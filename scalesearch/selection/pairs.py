@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-Correct = np.ndarray[Any, np.dtype[np.bool_]]
-Seeds = Mapping[int, Correct]  # a network's finished trainings: for each seed which images were right
+# (N,) what each validation image contributes to the score, their mean: whether it is right, or its part in a metric
+Correct = np.ndarray[Any, np.dtype[Any]]
+Seeds = Mapping[int, Correct]  # a network's finished trainings by seed
 
 
 class Comparison(NamedTuple):
@@ -138,6 +139,8 @@ def ends(middle: float, reach: float) -> tuple[float, float]:
 
 def mean(seeds: Seeds) -> float:
     """The mean accuracy, counted in whole images: equal candidates must not differ in the last digit."""
+    if any(c.dtype != np.bool_ for c in seeds.values()):
+        return round(float(np.mean([c.mean(dtype=np.float64) for c in seeds.values()])), 12)
     return sum(int(c.sum()) for c in seeds.values()) / sum(len(c) for c in seeds.values())
 
 
@@ -145,7 +148,7 @@ def between_seeds(finished: Mapping[str, Seeds]) -> tuple[float, int]:
     """(standard deviation of a network's accuracy between seeds, its degrees of freedom), pooled over all networks."""
     squares, freedom = 0.0, 0
     for seeds in finished.values():
-        accuracies = np.array([c.mean() for c in seeds.values()])
+        accuracies = np.array([c.mean(dtype=np.float64) for c in seeds.values()])
         squares += float(((accuracies - accuracies.mean()) ** 2).sum())
         freedom += len(accuracies) - 1
     return (math.sqrt(squares / freedom), freedom) if freedom else (math.nan, 0)
@@ -156,7 +159,7 @@ def _within_seeds(finished: Mapping[str, Seeds]) -> tuple[float, int]:
 
     The residual of accuracy = network + seed, by least squares, so that networks may lack some of the seeds.
     """
-    rows = [(name, seed, c.mean()) for name, seeds in finished.items() for seed, c in seeds.items()]
+    rows = [(name, seed, c.mean(dtype=np.float64)) for name, seeds in finished.items() for seed, c in seeds.items()]
     names, seeds = sorted(finished), sorted({seed for _, seed, _ in rows})
     design = np.array([[n == name for n in names] + [s == seed for s in seeds] for name, seed, _ in rows], dtype=float)
     accuracies = np.array([accuracy for *_, accuracy in rows])

@@ -19,19 +19,21 @@ from scalesearch.scaling import Coefficients
 from scalesearch.search import BASELINE, Candidate, TrialResult
 from scalesearch.study.files import Study
 from scalesearch.study.settings import StudySettings
+from scalesearch.training import metric_title, named
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scalesearch.selection import Choice, Unlearnt
+    from scalesearch.selection import Chance, Choice, Unlearnt
 
 
 @dataclass(frozen=True)
 class Answer:
     """What a search came to.
 
-    test: test accuracies of the choice and of the 1x network, by id. majority_share: of the most frequent class, on
-    "validation" and "test" images. values: what `run --json` prints. waiting: what MLflow has not got yet.
+    test: test accuracies of the choice and of the 1x network, by id. chance: what a network must be better than.
+    levels: its value on "validation" and, where it is known, on "test" images. values: what `run --json` prints.
+    waiting: what MLflow has not got yet.
     """
 
     trials: Sequence[TrialResult]
@@ -40,7 +42,8 @@ class Answer:
     chosen: Candidate
     test: Mapping[str, Mapping[str, Any]]
     family: Sequence[variants.Variant]
-    majority_share: Mapping[str, float]
+    chance: Chance
+    levels: Mapping[str, float]
     values: Mapping[str, Any] = field(default_factory=dict)
     waiting: str | None = None
 
@@ -55,7 +58,7 @@ class NothingLearnt:
     trials: Sequence[TrialResult]
     stopped: Mapping[str, str]
     best: Unlearnt
-    majority_share: float
+    chance: Chance
     reason: str
     remedy: str
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -68,7 +71,7 @@ def write_trials(
     """Write trials.csv, one row per evaluation, and which candidates were stopped and why; the search is at its end."""
     from scalesearch.selection import trials_table
 
-    _write_csv(trials_table(trials), study.directory / "trials.csv")
+    _write_csv(named(trials_table(trials), settings.recipe.metric), study.directory / "trials.csv")
     write_atomic(study.directory / "stopped.json", json.dumps(dict(sorted(stopped.items())), indent=1).encode())
     study.record_all(settings, trials)
 
@@ -83,12 +86,13 @@ def write_answer(settings: StudySettings, answer: Answer) -> tuple[dict[str, Any
     from scalesearch.figures import draw_all
 
     directory, coefficients, choice = settings.directory, answer.chosen.coefficients, answer.choice
+    metric = settings.recipe.metric
     variants.write(answer.family, coefficients, directory / "variants", rounding=settings.rounding)
     family = variants.family_rows(answer.family, coefficients, directory / "variants")
     tables = {"candidates": choice.candidates, "comparisons": choice.comparisons, "family": pd.DataFrame(family)}
     for name, table in tables.items():
-        _write_csv(table, directory / f"{name}.csv")
-    draw_all({name: tables[name] for name in ("candidates", "family")}, directory / "figures", title=settings.study)
+        _write_csv(named(table, metric), directory / f"{name}.csv")
+    draw_all({name: tables[name] for name in ("candidates", "family")}, directory / "figures", title=_title(settings))
     values = _values(settings, answer, family)
     written = {
         **{name: getattr(coefficients, name) for name in ("alpha", "beta", "gamma")},
@@ -97,7 +101,8 @@ def write_answer(settings: StudySettings, answer: Answer) -> tuple[dict[str, Any
         "tied": {row["candidate"]: json.loads(row["triples"]) for row in _tied(answer)},
     }
     write_atomic(directory / "coefficients.yaml", to_yaml(written).encode())
-    write_atomic(directory / "result.json", json.dumps(values, indent=1, allow_nan=False).encode())
+    written_values = named(values, metric)
+    write_atomic(directory / "result.json", json.dumps(written_values, indent=1, allow_nan=False).encode())
     names = ("coefficients.yaml", "trials.csv", "candidates.csv", "comparisons.csv", "family.csv", "result.json")
     return values, [directory / name for name in (*names, "figures", "variants")]
 
@@ -125,13 +130,14 @@ def write_nothing(settings: StudySettings, nothing: NothingLearnt) -> tuple[dict
             "constant": best.constant,
             "steps": settings.recipe.num_steps(settings.description.num_train),
         },
-        "majority_share": {"validation": nothing.majority_share},
+        nothing.chance.key: {"validation": nothing.chance.value},
         "stopped": dict(sorted(nothing.stopped.items())),
         "evaluations": counts(one.outcome for one in nothing.trials),
         "variants": [],
         "directory": str(directory),
     }
-    write_atomic(directory / "result.json", json.dumps(values, indent=1, allow_nan=False).encode())
+    written = named(values, settings.recipe.metric)
+    write_atomic(directory / "result.json", json.dumps(written, indent=1, allow_nan=False).encode())
     for name in _OF_A_CHOICE:
         (directory / name).unlink(missing_ok=True)
     for name in _FOLDERS_OF_A_CHOICE:
@@ -156,7 +162,7 @@ def _values(settings: StudySettings, answer: Answer, family: list[dict[str, Any]
             "tied_with": tied,
         },
         "test_accuracy": {"chosen": answer.test[chosen.id], "baseline": answer.test[BASELINE]},
-        "majority_share": dict(answer.majority_share),
+        answer.chance.key: dict(answer.levels),
         "not_learnt": list(answer.choice.not_learnt),
         "without_interval": answer.choice.without_interval,
         "baseline": {
@@ -169,6 +175,12 @@ def _values(settings: StudySettings, answer: Answer, family: list[dict[str, Any]
         "variants": family,
         "directory": str(settings.directory),
     }
+
+
+def _title(settings: StudySettings) -> str:
+    """Of figures, whose axes say accuracy."""
+    metric = settings.recipe.metric
+    return settings.study if metric is None else f"{settings.study} (accuracy here: {metric_title(metric)} x 100)"
 
 
 def _rows(choice: Choice) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from scalesearch.network import AnyNetwork, from_table
 from scalesearch.scaling import Coefficients, Rounding, scale
 from scalesearch.search import BASELINE, Candidate, Plan, TrialResult, possible
 from scalesearch.study.settings import StudySettings, decisive_settings
-from scalesearch.training import Recipe, Result
+from scalesearch.training import Recipe, Result, named
 from scalesearch.workspace import find_study
 
 Json = dict[str, Any]
@@ -222,7 +222,7 @@ class Study:
         """
         like = next(iter(self.records.values()))["specification"]
         found = self._finished({**like, "network": network, "seed": seed})
-        return None if found is None else Result.from_json(found).correct
+        return None if found is None else Result.from_json(found).by_image
 
     def _finished(self, specification: Mapping[str, Any]) -> Json | None:
         record = self.ledger.get(evaluation_key(specification))
@@ -249,7 +249,7 @@ class Study:
         total = max(self._planned.get("expected", 0), len(self.evaluations))
         left = total - done - len(failures)
         complete = left == 0 and (self.directory / "result.json").exists()
-        return {
+        values = {
             "study": self.name,
             "state": "running" if is_locked(self.directory) else "finished" if complete else "interrupted",
             "evaluations": {"total": total, "done": done, "failed": len(failures), "left": left},
@@ -258,6 +258,13 @@ class Study:
             "nothing_learnt": self.nothing_learnt if complete else None,
             "directory": str(self.directory),
         }
+        return dict(named(values, self.metric))
+
+    @property
+    def metric(self) -> str | None:
+        """What it chooses by; None is accuracy."""
+        found = self.values["recipe"].get("metric")
+        return None if found is None else str(found)
 
     def trained(self, name: str) -> TrainedCandidate:
         """A candidate, "baseline" for the 1x network or "chosen" for the answer, with its weights of seed 0.

@@ -9,7 +9,6 @@ import re
 import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -20,7 +19,7 @@ from scalesearch.evaluation import Outcome
 from scalesearch.ledger import write_atomic
 from scalesearch.machine import environment
 from scalesearch.tracking.tracker import Status, Tracker
-from scalesearch.training import Recipe, Result
+from scalesearch.training import Recipe, Result, named
 
 
 class CommandLog:
@@ -51,6 +50,7 @@ class CommandLog:
         self._parent = f"{command}:{datetime.now(UTC).isoformat()}"
         self._begun: dict[str, bool] = {}  # network to whether its run is still open
         self._results: dict[str, list[Result]] = {}
+        self._metric: str | None = None  # of the recipe that trainings had; None is accuracy
         self._open = True
         note = f"`scalesearch {command}`\n\n```\n{summary}\n```"
         tracker.start_run(self._parent, name=f"{command} {name}", params=params, tags=_git_commit(), note=note)
@@ -89,6 +89,7 @@ class CommandLog:
         others, which makes it no result of its network.
         """
         child, result = f"{self._parent}:{name}", outcome.result
+        self._metric = outcome.evaluation.recipe.metric
         if name not in self._begun:
             network, counted = outcome.evaluation.network, cost(outcome.evaluation.network)
             sizes = {"resolution": network.resolution, "num_blocks": network.depth}
@@ -106,12 +107,12 @@ class CommandLog:
         if result is not None:
             self._tracker.log_curve(grandchild, result.curve)
             names = ("val_accuracy", "val_loss", "train_seconds", "images_per_second")
-            self._tracker.log_metrics(grandchild, {key: getattr(result, key) for key in names})
+            self._log_metrics(grandchild, {key: getattr(result, key) for key in names})
         self._tracker.end_run(grandchild, "FAILED" if result is None else "FINISHED")
         if result is not None and not short:
             whole = self._results.setdefault(name, [])
             whole.append(result)
-            self._tracker.log_metrics(child, {"val_accuracy": _mean(whole)}, step=len(whole))
+            self._log_metrics(child, {"val_accuracy": _mean(whole)}, step=len(whole))
 
     def attach(self, files: Sequence[Path]) -> None:
         """Files of the command, shown with its run."""
@@ -133,7 +134,7 @@ class CommandLog:
         """
         for name in self._open_children():
             self._end(name)
-        self._tracker.log_metrics(self._parent, {key: value for key, value in metrics.items() if value is not None})
+        self._log_metrics(self._parent, {key: value for key, value in metrics.items() if value is not None})
         self._tracker.log_params(self._parent, params)
         self._tracker.set_tags(self._parent, tags)
         self.attach(files)
@@ -144,13 +145,17 @@ class CommandLog:
     def _open_children(self) -> list[str]:
         return sorted(name for name, is_open in self._begun.items() if is_open)
 
+    def _log_metrics(self, run: str, metrics: Mapping[str, float], *, step: int = 0) -> None:
+        """Metrics of a run; accuracies have the name of the metric that they are."""
+        self._tracker.log_metrics(run, named(dict(metrics), self._metric), step=step)
+
     def _begin(
         self, name: str, params: Mapping[str, object], metrics: Mapping[str, float], tags: Mapping[str, object] = {}
     ) -> None:
         self._begun[name] = True
         child = f"{self._parent}:{name}"
         self._tracker.start_run(child, name=name, parent=self._parent, params=params, tags=tags)
-        self._tracker.log_metrics(child, metrics)
+        self._log_metrics(child, metrics)
 
     def _end(self, name: str) -> None:
         self._begun[name] = False
@@ -162,13 +167,13 @@ class CommandLog:
             }
             if len(results) > 1:
                 metrics["val_accuracy_std"] = statistics.stdev(result.val_accuracy for result in results)
-            self._tracker.log_metrics(child, metrics, step=len(results))
+            self._log_metrics(child, metrics, step=len(results))
         self._tracker.end_run(child, "FINISHED" if results else "FAILED")
 
 
 def recipe_params(recipe: Recipe, seeds: int) -> dict[str, object]:
     """How the networks of a command are trained, as params of its run."""
-    return {**{f"recipe.{key}": value for key, value in asdict(recipe).items()}, "seeds": seeds}
+    return {**{f"recipe.{key}": value for key, value in recipe.values().items()}, "seeds": seeds}
 
 
 def _mean(results: Sequence[Result]) -> float:

@@ -46,7 +46,7 @@ class StudyLog(CommandLog):
             if name != BASELINE
         ]
         if means and outcome.result is not None and trained_for == epochs:
-            self._tracker.log_metrics(self._parent, {"best_so_far": max(means)}, step=len(so_far))
+            self._log_metrics(self._parent, {"best_so_far": max(means)}, step=len(so_far))
 
     def stopped(self, one: Stopped) -> None:
         """The strategy has taken a candidate out: its run ends, with the reason as a tag."""
@@ -61,7 +61,7 @@ class StudyLog(CommandLog):
         tested = {chosen.id: answer["test_accuracy"]["chosen"], BASELINE: answer["test_accuracy"]["baseline"]}
         for name, test in tested.items():
             if test["mean"] is not None:
-                self._tracker.log_metrics(f"{self._parent}:{name}", {"test_accuracy": test["mean"]})
+                self._log_metrics(f"{self._parent}:{name}", {"test_accuracy": test["mean"]})
         values = answer["chosen"]
         coefficients = {name: values[name] for name in ("alpha", "beta", "gamma", "product")}
         self._log_model(chosen, weights)
@@ -71,7 +71,7 @@ class StudyLog(CommandLog):
                 "val_accuracy": values["val_accuracy_mean"],
                 "val_accuracy_std": values["val_accuracy_std"],
                 "test_accuracy": tested[chosen.id]["mean"],
-                "majority_share": answer["majority_share"]["validation"],
+                **_chance(answer),
                 "num_tied": len(choice.tied),
                 **_costs(chosen),
             },
@@ -86,7 +86,7 @@ class StudyLog(CommandLog):
         return self.concluded(
             metrics={
                 "best_val_accuracy": found["best"]["val_accuracy_mean"],
-                "majority_share": answer["majority_share"]["validation"],
+                **_chance(answer),
             },
             tags={"chosen": "none", "nothing_learnt": found["reason"]},
             files=files,
@@ -105,6 +105,11 @@ class StudyLog(CommandLog):
             input_shape=(network.in_channels, network.resolution, network.resolution),
             output_shape=(network.num_classes,),
         )
+
+
+def _chance(answer: Mapping[str, Any]) -> dict[str, float]:
+    """What a network must be better than, under the name that the answer gives it."""
+    return {name: answer[name]["validation"] for name in ("majority_share", "shuffled_labels") if name in answer}
 
 
 def _costs(candidate: Candidate) -> dict[str, float]:

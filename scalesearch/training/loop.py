@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,19 @@ from scalesearch.machine import torch_device
 from scalesearch.model import build, identity
 from scalesearch.network import AnyNetwork
 from scalesearch.pretrained import read, start
+from scalesearch.text import plural
 from scalesearch.training.checkpoint import Checkpoint, save_weights
+from scalesearch.training.metrics import Scored, score
 from scalesearch.training.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Result:
-    """What a training leaves. Accuracies are fractions; `correct` has a bool per validation image, in their order."""
+    """What a training leaves. Accuracies are fractions; `correct` has a bool per validation image, in their order.
+
+    Where the recipe has another metric than accuracy, `val_accuracy` is its value, and `parts` (N,), `chance` and
+    `chance_deviation` are as in `metrics.Scored`.
+    """
 
     val_accuracy: float
     val_loss: float
@@ -44,15 +51,28 @@ class Result:
     curve: tuple[dict[str, float], ...]  # one entry per epoch: epoch, train_loss, learning_rate
     train_seconds: float
     images_per_second: float
+    parts: np.ndarray[Any, np.dtype[np.float32]] | None = None
+    chance: float | None = None
+    chance_deviation: float | None = None
+
+    @property
+    def by_image(self) -> np.ndarray[Any, Any]:
+        """(N,) what each validation image contributes to `val_accuracy`, which is the mean of these."""
+        return self.correct if self.parts is None else self.parts
 
     def to_json(self) -> dict[str, Any]:
         packed = base64.b64encode(np.packbits(self.correct).tobytes()).decode()
-        return dataclasses.asdict(self) | {"correct": packed, "num_val": len(self.correct), "curve": list(self.curve)}
+        values = dataclasses.asdict(self) | {"correct": packed, "num_val": len(self.correct), "curve": list(self.curve)}
+        if self.parts is not None:
+            values["parts"] = base64.b64encode(self.parts.astype("<f4").tobytes()).decode()
+        return {name: value for name, value in values.items() if value is not None}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Result:
         bits = np.unpackbits(np.frombuffer(base64.b64decode(values["correct"]), np.uint8), count=values["num_val"])
-        rest = {k: v for k, v in values.items() if k not in ("correct", "num_val", "curve")}
+        rest = {k: v for k, v in values.items() if k not in ("correct", "num_val", "curve", "parts")}
+        if "parts" in values:
+            rest["parts"] = np.frombuffer(base64.b64decode(values["parts"]), "<f4")
         return Result(**rest, correct=bits.astype(bool), curve=tuple(values["curve"]))
 
 
@@ -121,6 +141,7 @@ def train(
     # The images, resident on the device, and the steps.
     images = resized(data, "train", network.resolution).to(place)  # (N, C, H, W) uint8
     labels = data.train_labels.to(place)
+    loss_of = _loss(recipe, labels, network.num_classes)
     mean, std = (torch.tensor(v, device=place).mul(255).view(1, -1, 1, 1) for v in (data.mean, data.std))
     batch = min(recipe.batch_size, len(images))
     steps = len(images) // batch  # of a whole epoch
@@ -131,7 +152,7 @@ def train(
     crops = padded.unfold(2, network.resolution, 1).unfold(3, network.resolution, 1)
 
     # What an interrupted training goes on from.
-    what = [identity(network), dataclasses.asdict(recipe), data.fingerprint, seed]
+    what = [identity(network), recipe.values(), data.fingerprint, seed]
     kept = Checkpoint(
         checkpoint,
         of=json.dumps(what if initial is None else [*what, initial.stem], sort_keys=True),
@@ -167,9 +188,9 @@ def train(
 
             with autocast:
                 logits = model(x).float()  # (B, K)
-                loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+                loss = loss_of(logits, y)
                 if recipe.mixup:
-                    other = F.cross_entropy(logits, y.flip(0), label_smoothing=recipe.label_smoothing)
+                    other = loss_of(logits, y.flip(0))
                     loss = share * loss + (1 - share) * other
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -191,7 +212,7 @@ def train(
 
     final = averaged.module if averaged is not None else model
     seconds = seconds_before + time.perf_counter() - started
-    loss_value, correct = evaluate(final, network, data, split="val", device=place)
+    loss_value, correct, scored = assess(final, network, recipe, data, split="val", device=place)
     if not math.isfinite(loss_value):
         kept.remove()
         raise Diverged(f"diverged: the validation loss is {loss_value} (seed {seed}). Lower recipe.learning_rate")
@@ -199,7 +220,7 @@ def train(
         save_weights(final, weights)
     kept.remove()
     return Result(
-        val_accuracy=float(correct.mean()),
+        **scores(correct, scored),
         val_loss=loss_value,
         correct=correct,
         curve=tuple(curve),
@@ -208,11 +229,41 @@ def train(
     )
 
 
-@torch.no_grad()
+def scores(correct: np.ndarray[Any, np.dtype[np.bool_]], scored: Scored | None) -> dict[str, Any]:
+    """The fields of a `Result` that say what the answers are worth; `scored` is None for plain accuracy."""
+    if scored is None:
+        return {"val_accuracy": float(correct.mean())}
+    return {
+        "val_accuracy": scored.value,
+        "parts": scored.by_image,
+        "chance": scored.chance,
+        "chance_deviation": scored.chance_deviation,
+    }
+
+
 def evaluate(
     model: nn.Module, network: AnyNetwork, data: Data, *, split: str, device: str | torch.device
 ) -> tuple[float, np.ndarray[Any, np.dtype[np.bool_]]]:
     """(mean cross entropy, a bool per image whether it is right) on "val" or "test", in float32."""
+    loss, correct, _, _ = _answers(model, network, data, split=split, device=device)
+    return loss, correct
+
+
+def assess(
+    model: nn.Module, network: AnyNetwork, recipe: Recipe, data: Data, *, split: str, device: str | torch.device
+) -> tuple[float, np.ndarray[Any, np.dtype[np.bool_]], Scored | None]:
+    """As `evaluate`, and what the recipe's metric says; None for plain accuracy. Raises: ValueError, as `score`."""
+    loss, correct, logits, labels = _answers(model, network, data, split=split, device=device)
+    if recipe.metric is None or not math.isfinite(loss):
+        return loss, correct, None
+    return loss, correct, score(recipe.metric, logits.double().softmax(1).numpy(), labels.numpy())
+
+
+@torch.no_grad()
+def _answers(
+    model: nn.Module, network: AnyNetwork, data: Data, *, split: str, device: str | torch.device
+) -> tuple[float, np.ndarray[Any, np.dtype[np.bool_]], Tensor, Tensor]:
+    """(mean loss, whether each image is right (N,), logits (N, K), labels), the latter two on the CPU."""
     model.eval()
     if split == "val":
         images, labels = resized(data, "val", network.resolution), data.val_labels
@@ -220,13 +271,14 @@ def evaluate(
         images, labels = data.test()
         images = _resize(images, network.resolution)
     mean, std = (torch.tensor(v, device=device).mul(255).view(1, -1, 1, 1) for v in (data.mean, data.std))
-    loss, correct = torch.zeros((), device=device, dtype=torch.float64), []
+    loss, correct, given = torch.zeros((), device=device, dtype=torch.float64), [], []
     batch = max(1, min(500, 2**22 // network.resolution**2))  # 83 of 224 px: less memory than their training took
     for x, y in zip(images.split(batch), labels.to(device).split(batch), strict=True):  # type: ignore[no-untyped-call]
         logits = model((x.to(device).float() - mean) / std)
         loss += F.cross_entropy(logits, y, reduction="sum")
         correct.append(logits.argmax(1) == y)
-    return loss.item() / len(labels), torch.cat(correct).cpu().numpy()
+        given.append(logits)
+    return loss.item() / len(labels), torch.cat(correct).cpu().numpy(), torch.cat(given).cpu(), labels
 
 
 _RESIZED: dict[tuple[str, str, int], Tensor] = {}
@@ -249,6 +301,30 @@ def _resize(images: Tensor, resolution: int) -> Tensor:  # uint8 (N, C, H, W) to
     if images.shape[2:] == size:
         return images
     return torch.cat([F.interpolate(part, size, mode="bilinear", antialias=True) for part in images.split(2048)])  # type: ignore[no-untyped-call]
+
+
+def _loss(recipe: Recipe, labels: Tensor, num_classes: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """(logits, labels) -> mean loss of a batch, with the recipe's smoothing and class weights."""
+    weight = class_weights(recipe, labels, num_classes)
+    return functools.partial(F.cross_entropy, weight=weight, label_smoothing=recipe.label_smoothing)
+
+
+def class_weights(recipe: Recipe, labels: Tensor, num_classes: int) -> Tensor | None:
+    """(K,) what an image of each class counts in the loss; "balanced": in inverse proportion to how many there are.
+
+    Raises: ValueError: there are not as many weights as classes.
+    """
+    given = recipe.class_weights
+    if given is None:
+        return None
+    if given == "balanced":
+        numbers = torch.bincount(labels, minlength=num_classes).clamp(min=1).float()
+        return len(labels) / (num_classes * numbers)
+    if len(given) != num_classes:
+        raise ValueError(
+            f"recipe.class_weights has {plural(len(given), 'number')}; the data have {num_classes} classes"
+        )
+    return torch.tensor(given, dtype=torch.float32, device=labels.device)
 
 
 def _moved(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:

@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import dataclasses
+import math
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from scalesearch.checks import between, checked
+from scalesearch.checks import Must, between, checked
 from scalesearch.text import plural
+from scalesearch.training.metrics import ACCURACY, check_name
 
 _SCHEDULE = (
     'after a linear rise over `warmup` of the steps: "one_cycle" (straight to zero), "cosine", or "steps" (a tenth '
     "from half of all steps on, a hundredth from three quarters on)"
 )
 _AUTOCAST = '"auto" (bfloat16 where a short timing finds it faster, see `faster_precision`), "bfloat16" or "off"'
+
+
+_CLASS_WEIGHTS = (
+    'of the loss: "balanced" (each class as much as every other), or a list with a number above 0 for each class; of '
+    "images with several labels the weight of a label that is there; null: every image as much"
+)
+_METRIC = (
+    "what candidates are chosen by: accuracy, balanced_accuracy, auroc (the mean of each class against the rest), or "
+    "module:function, which takes scores (N, K) and targets (N,) as arrays and returns a number from -1 to 1, the "
+    "higher the better; null: accuracy"
+)
+
+
+def _weights(given: object) -> object:
+    if given == "balanced":
+        return given
+    numbers = list(given) if isinstance(given, list | tuple) else []
+    if not numbers or not all(type(one) in (int, float) and 0 < one < math.inf for one in numbers):
+        raise ValueError("it must be null, balanced, or a list with a number above 0 for each class, such as [1,5]")
+    return tuple(float(one) for one in numbers)
+
+
+ClassWeights = Annotated[Literal["balanced"] | tuple[float, ...], BeforeValidator(_weights), Must("balanced or a list")]
+Metric = Annotated[
+    str, BeforeValidator(check_name), Must("accuracy, balanced_accuracy, auroc or module:function, or null")
+]
 
 
 @checked("recipe", kw_only=True)
@@ -36,10 +65,22 @@ class Recipe:
     ema: Annotated[float, between(0, 0.99999, "decay per step of averaged weights, which are then evaluated; 0: none")]
     autocast: Annotated[Literal["auto", "bfloat16", "off"], Field(description=_AUTOCAST)]
     channels_last: Annotated[bool, Field(description="layout of images in memory")]
+    class_weights: Annotated[ClassWeights | None, Field(description=_CLASS_WEIGHTS)] = None
+    metric: Annotated[Metric | None, Field(description=_METRIC)] = None
 
     def __post_init__(self) -> None:
         if self.epochs.is_integer():  # as keys have had it since before there were parts of epochs
             object.__setattr__(self, "epochs", int(self.epochs))
+        if self.metric == ACCURACY:
+            object.__setattr__(self, "metric", None)
+
+    def values(self) -> dict[str, Any]:
+        """Plain values, for keys: what came after the first release is there only where it is set."""
+        values = dataclasses.asdict(self)
+        for field in dataclasses.fields(self):
+            if field.default is not dataclasses.MISSING and values[field.name] == field.default:
+                del values[field.name]
+        return values | ({"class_weights": list(self.class_weights)} if isinstance(self.class_weights, tuple) else {})
 
     def num_steps(self, num_images: int) -> int:
         """Optimiser steps of a training on so many images; an epoch leaves an incomplete last batch out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from scalesearch.machine import environment, torch_device
 from scalesearch.model import trust, unchanged
 from scalesearch.network import AnyNetwork, Factory, from_table
 from scalesearch.training import timing
-from scalesearch.training.checkpoint import load_weights
-from scalesearch.training.loop import evaluate, train
+from scalesearch.training.checkpoint import load_weights, save_weights
+from scalesearch.training.loop import Result, assess, scores, train
+from scalesearch.training.metrics import source
+from scalesearch.training.metrics import trust as trust_metric
 from scalesearch.training.recipe import Recipe
 
 
@@ -24,9 +27,11 @@ def run_specification(specification: dict[str, Any]) -> dict[str, Any]:
             f"the worker's {data.description.name} is not the driver's: fingerprint {data.fingerprint[:12]}, "
             f"expected {specification['data'][:12]}. Do both see the same files?"
         )
+    if "trained" in specification:
+        return _scored_anew(specification, data)
     result = train(
         _network(specification),
-        Recipe(**specification["recipe"]),
+        _recipe(specification),
         data,
         seed=specification["seed"],
         initial=Path(specification["initial"]) if "initial" in specification else None,
@@ -37,24 +42,48 @@ def run_specification(specification: dict[str, Any]) -> dict[str, Any]:
     return {"result": result.to_json(), "environment": environment() | {"precision": specification["precision"]}}
 
 
+def _scored_anew(specification: dict[str, Any], data: Data) -> dict[str, Any]:
+    """What a training came to that the ledger has with another metric; its weights are kept under both keys."""
+    trained, weights = specification["trained"], Path(specification["weights"])
+    network, place, before = _network(specification), torch_device(None), Result.from_json(trained["result"])
+    model = load_weights(network, Path(trained["weights"])).to(place)
+    _, correct, scored = assess(model, network, _recipe(specification), data, split="val", device=place)
+    save_weights(model, weights)
+    result = dataclasses.replace(before, correct=correct, **scores(correct, scored))
+    return {"result": result.to_json(), "environment": trained["environment"]}
+
+
 def test_specification(specification: dict[str, Any]) -> dict[str, Any]:
     """Score the saved `weights` of an evaluation on the test split."""
     network, place = _network(specification), torch_device(None)
     model = load_weights(network, Path(specification["weights"])).to(place)
     data = _loaded(DataSpec(**specification["data_spec"]))
-    loss, correct = evaluate(model, network, data, split="test", device=place)
-    return {"test_accuracy": float(correct.mean()), "test_loss": loss, "num_test": len(correct)}
+    recipe = _recipe(specification)
+    loss, correct, scored = assess(model, network, recipe, data, split="test", device=place)
+    return {"test_accuracy": scores(correct, scored)["val_accuracy"], "test_loss": loss, "num_test": len(correct)}
 
 
 def pace_specification(specification: dict[str, Any]) -> dict[str, Any]:
     """Time a training: `timing.pace`."""
-    network, recipe = _network(specification), Recipe(**specification["recipe"])
+    network, recipe = _network(specification), _recipe(specification)
     return timing.pace(network, recipe, precision=specification["precision"])._asdict()
 
 
 def precision_specification(specification: dict[str, Any]) -> dict[str, Any]:
     """Decide before the first training with recipe.autocast=auto: `timing.faster_precision`."""
-    return {"precision": timing.faster_precision(_network(specification), Recipe(**specification["recipe"]))}
+    return {"precision": timing.faster_precision(_network(specification), _recipe(specification))}
+
+
+def _recipe(specification: dict[str, Any]) -> Recipe:
+    recipe = Recipe(**specification["recipe"])
+    if ":" in (recipe.metric or ""):
+        trust_metric(str(recipe.metric))  # the user has named it to the driver
+        if "metric_source" in specification and source(str(recipe.metric)) != specification["metric_source"]:
+            raise ValueError(
+                f"the function {recipe.metric} was changed since the command began, or is another one for this worker; "
+                "give the same command again"
+            )
+    return recipe
 
 
 def _network(specification: dict[str, Any]) -> AnyNetwork:

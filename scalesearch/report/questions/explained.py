@@ -20,7 +20,8 @@ def answer(facts: Facts) -> Values:
     corrected = facts.choice.candidates.set_index("candidate")["val_accuracy_corrected"]
     ratios = [facts.candidates[name].ratio for name in effect.order]
     return {
-        **{key: value for key, value in effect._asdict().items() if key != "most_expensive"},
+        "slope": effect.slope,
+        **{end: None if math.isnan(one) else one for end, one in (("low", effect.low), ("high", effect.high))},
         "dearest": effect.most_expensive,  # the name of the key in report.json since 0.1.0
         "order": list(effect.order),
         "shown": effect.shown,
