@@ -21,7 +21,7 @@ from tiny import TINY, changed, fit
 
 from scalesearch.evaluation import Evaluation
 from scalesearch.selection import Shuffled, unlearnt
-from scalesearch.training import Recipe, Result, loop, metrics
+from scalesearch.training import Recipe, Result, loop, metrics, objective
 from scalesearch.workspace import DONE, NOTHING_LEARNT
 
 place = learning.place
@@ -118,8 +118,8 @@ def test_a_name_that_is_none_is_refused_with_the_known_ones() -> None:
 
 def test_weights_are_those_of_the_loss() -> None:
     labels = torch.tensor([0, 0, 0, 1])
-    assert loop.class_weights(changed(), labels, 3) is None
-    balanced = loop.class_weights(changed(class_weights="balanced"), labels, 3)
+    assert objective.class_weights(changed(), labels, 3) is None
+    balanced = objective.class_weights(changed(class_weights="balanced"), labels, 3)
     assert balanced is not None
     assert balanced[labels].mean() == pytest.approx(4 / 3 * 2 / 2 * 1, rel=0.5)
     assert balanced[0] * 3 == pytest.approx(float(balanced[1]))

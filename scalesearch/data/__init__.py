@@ -34,30 +34,32 @@ class Data:
 
     description: Description
     train_images: Tensor  # (N, C, H, W) uint8
-    train_labels: Tensor  # (N,) int64
+    train_labels: Tensor  # (N,) int64, or (N, K) uint8 of 0 and 1 where images may have several labels
     val_images: Tensor  # (N, C, H, W) uint8
-    val_labels: Tensor  # (N,) int64
+    val_labels: Tensor  # the same
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
     _open_test: Callable[[], Split] = field(repr=False)
 
     def test(self) -> tuple[Tensor, Tensor]:
-        """Images (N, C, H, W) uint8 and labels (N,) int64 of the test split, read now: only the choice needs them."""
+        """Images (N, C, H, W) uint8 and labels of the test split, read now: only the choice needs them."""
         import torch
 
         split = self._open_test()
         return split.take(torch.arange(len(split.labels))), split.labels
 
     def test_labels(self) -> Tensor:
-        """Labels (N,) int64 of the test split, read now; no image is looked at."""
+        """Labels of the test split, read now; no image is looked at."""
         return self._open_test().labels
 
     def class_counts(self, split: str) -> list[int]:
         """How many images each class has in "train", "val" or "test", by label; reads no image of a folder."""
+        from scalesearch.data.splits import class_counts
+
         kept = {"train": self.train_labels, "val": self.val_labels}
         labels = kept[split] if split in kept else self.test_labels()
-        return labels.bincount(minlength=self.description.num_classes).tolist()
+        return [int(one) for one in class_counts(labels.numpy(), self.description.num_classes)]
 
 
 def _to_stderr(line: str) -> None:

@@ -28,13 +28,15 @@ class Layout:
     """files: (path, label) of the images of "train", and of "val" and "test" where they are there.
 
     Classes and files are in the order of their names. folders: the folder of each split. notes: sentences on what was
-    found that is not the plain form, and on what was left out.
+    found that is not the plain form, and on what was left out. labels: of images that may have several, those of each;
+    None where each has one class.
     """
 
     classes: tuple[str, ...]
     files: Mapping[str, list[tuple[Path, int]]]
     folders: Mapping[str, Path]
     notes: tuple[str, ...]
+    labels: Mapping[Path, tuple[int, ...]] | None = None
 
 
 def shown(name: object) -> str:

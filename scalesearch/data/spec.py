@@ -74,7 +74,7 @@ class Description:
 class Split(NamedTuple):
     """The labels of a split and a way to its images; only folders read images one by one."""
 
-    labels: Tensor  # (N,) int64
+    labels: Tensor  # (N,) int64, or (N, K) uint8 of 0 and 1 where images may have several labels
     take: Callable[[Tensor], Tensor]  # indices (n,) -> images (n, C, H, W) uint8
 
 

@@ -19,7 +19,8 @@ from scalesearch.text import listed
 
 
 def cut_val(labels: NDArray[Any], spec: DataSpec, source: Source, sizes: Description) -> tuple[Tensor, Tensor]:
-    """Indices of the training and of the validation images among a source's training images."""
+    """Indices of the training and of the validation images among a source's training images; labels (N,) or (N, K)."""
+    labels = strata(labels)
     if source.held_out:
         first = len(labels) - source.held_out
         order = stratified_order(labels[:first], spec.split_seed)
@@ -31,6 +32,21 @@ def cut_val(labels: NDArray[Any], spec: DataSpec, source: Source, sizes: Descrip
         return torch.from_numpy(order[: sizes.num_train]), torch.from_numpy(order[len(order) - sizes.num_val :])
     rest, val = cut_end(order, labels, sizes.num_val, least=2)
     return torch.from_numpy(rest[: sizes.num_train]), torch.from_numpy(val)
+
+
+def strata(labels: NDArray[Any]) -> NDArray[Any]:
+    """(N,) classes whose shares a cut keeps; of several labels (N, K) the rarest that an image has, and K for none."""
+    if labels.ndim == 1:
+        return labels
+    rarity = np.argsort(np.argsort(labels.sum(0, dtype=np.int64), kind="stable"), kind="stable")
+    rank = np.where(labels > 0, rarity, labels.shape[1]).min(1)
+    return np.asarray(np.append(np.argsort(rarity, kind="stable"), labels.shape[1])[rank])
+
+
+def class_counts(labels: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
+    """(K,) how many images each class has; of several labels (N, K) how many have each."""
+    counts = labels.sum(0, dtype=np.int64) if labels.ndim == 2 else np.bincount(labels, minlength=num_classes)
+    return np.asarray(counts)
 
 
 def stratified_order(labels: NDArray[Any], *seed: int) -> NDArray[np.int64]:
@@ -88,7 +104,7 @@ def class_notes(classes: Sequence[str], splits: Mapping[str, NDArray[Any]]) -> l
 
     Raises: ValueError where a split has images of one class alone: nothing can be learnt there, or measured.
     """
-    counts = {name: np.bincount(labels, minlength=len(classes)) for name, labels in splits.items()}
+    counts = {name: class_counts(labels, len(classes)) for name, labels in splits.items()}
     total = np.sum(list(counts.values()), axis=0)
     notes = []
     for name, own in counts.items():

@@ -149,10 +149,7 @@ def select(
     if rule == "cheapest_tied":
         chosen = min({best, *tied} & {*free}, key=lambda name: (amounts[name], -means[name], name))
 
-    separation = None
-    if second := min(compared, key=lambda name: (-means[name], name), default=None):
-        until = pairs.seeds_to_separate(compared[second], confidence=confidence, comparisons=len(compared))
-        separation = Separation(best, second, compared[second].difference, *until)
+    separation = _separation(pairs, best, compared, means, confidence)
     effect = cost_effect({name: known[name].cost.macs for name in means}, means, chosen=chosen, confidence=confidence)
     table = _candidates_table(known, finished, confidence, _corrected(effect, means, known, macs_ratio))
     table["chosen"] = table["candidate"] == chosen
@@ -160,6 +157,16 @@ def select(
     table["tied"] = table["candidate"].isin(tied)
     table["stopped"] = ~table["candidate"].isin([BASELINE, *(known if contenders is None else contenders)])
     return Choice(chosen, best, tied, table, comparisons, separation, effect, tuple(sorted(not_learnt)))
+
+
+def _separation(
+    pairs: Pairs, best: str, compared: Mapping[str, Comparison], means: Mapping[str, float], confidence: float
+) -> Separation | None:
+    second = min(compared, key=lambda name: (-means[name], name), default=None)
+    if second is None:
+        return None
+    until = pairs.seeds_to_separate(compared[second], confidence=confidence, comparisons=len(compared))
+    return Separation(best, second, compared[second].difference, *until)
 
 
 def trials_table(results: Sequence[TrialResult]) -> pd.DataFrame:

@@ -1,8 +1,8 @@
 """Training of one network: the step of the search that takes the time.
 
-`recipe`: how a network is trained. `metrics`: what candidates are chosen by instead of accuracy. `loop`: the one
-training loop. `checkpoint`: what it leaves on disk. `timing`: how fast it is on a device, and in which precision.
-`worker`: what worker processes run.
+`recipe`: how a network is trained. `metrics`: what candidates are chosen by instead of accuracy. `objective`: the
+loss. `loop`: the one training loop. `checkpoint`: what it leaves on disk. `timing`: how fast it is on a device, and in
+which precision. `worker`: what worker processes run.
 """
 
 from scalesearch.training.checkpoint import load_weights, save_weights

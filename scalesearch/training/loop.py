@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import functools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,9 @@ from scalesearch.machine import torch_device
 from scalesearch.model import build, identity
 from scalesearch.network import AnyNetwork
 from scalesearch.pretrained import read, start
-from scalesearch.text import plural
 from scalesearch.training.checkpoint import Checkpoint, save_weights
-from scalesearch.training.metrics import Scored, score
+from scalesearch.training.metrics import ACCURACY, Scored, score
+from scalesearch.training.objective import judged, loss_function, probabilities
 from scalesearch.training.recipe import Recipe
 
 
@@ -141,7 +140,7 @@ def train(
     # The images, resident on the device, and the steps.
     images = resized(data, "train", network.resolution).to(place)  # (N, C, H, W) uint8
     labels = data.train_labels.to(place)
-    loss_of = _loss(recipe, labels, network.num_classes)
+    loss_of = loss_function(recipe, labels, network.num_classes)
     mean, std = (torch.tensor(v, device=place).mul(255).view(1, -1, 1, 1) for v in (data.mean, data.std))
     batch = min(recipe.batch_size, len(images))
     steps = len(images) // batch  # of a whole epoch
@@ -244,7 +243,7 @@ def scores(correct: np.ndarray[Any, np.dtype[np.bool_]], scored: Scored | None) 
 def evaluate(
     model: nn.Module, network: AnyNetwork, data: Data, *, split: str, device: str | torch.device
 ) -> tuple[float, np.ndarray[Any, np.dtype[np.bool_]]]:
-    """(mean cross entropy, a bool per image whether it is right) on "val" or "test", in float32."""
+    """(mean loss, a bool per image whether it is right) on "val" or "test", in float32; see `objective.judged`."""
     loss, correct, _, _ = _answers(model, network, data, split=split, device=device)
     return loss, correct
 
@@ -254,9 +253,9 @@ def assess(
 ) -> tuple[float, np.ndarray[Any, np.dtype[np.bool_]], Scored | None]:
     """As `evaluate`, and what the recipe's metric says; None for plain accuracy. Raises: ValueError, as `score`."""
     loss, correct, logits, labels = _answers(model, network, data, split=split, device=device)
-    if recipe.metric is None or not math.isfinite(loss):
+    if (recipe.metric is None and labels.ndim == 1) or not math.isfinite(loss):
         return loss, correct, None
-    return loss, correct, score(recipe.metric, logits.double().softmax(1).numpy(), labels.numpy())
+    return loss, correct, score(recipe.metric or ACCURACY, probabilities(logits, labels).numpy(), labels.numpy())
 
 
 @torch.no_grad()
@@ -275,8 +274,9 @@ def _answers(
     batch = max(1, min(500, 2**22 // network.resolution**2))  # 83 of 224 px: less memory than their training took
     for x, y in zip(images.split(batch), labels.to(device).split(batch), strict=True):  # type: ignore[no-untyped-call]
         logits = model((x.to(device).float() - mean) / std)
-        loss += F.cross_entropy(logits, y, reduction="sum")
-        correct.append(logits.argmax(1) == y)
+        loss_here, right = judged(logits, y)
+        loss += loss_here
+        correct.append(right)
         given.append(logits)
     return loss.item() / len(labels), torch.cat(correct).cpu().numpy(), torch.cat(given).cpu(), labels
 
@@ -301,30 +301,6 @@ def _resize(images: Tensor, resolution: int) -> Tensor:  # uint8 (N, C, H, W) to
     if images.shape[2:] == size:
         return images
     return torch.cat([F.interpolate(part, size, mode="bilinear", antialias=True) for part in images.split(2048)])  # type: ignore[no-untyped-call]
-
-
-def _loss(recipe: Recipe, labels: Tensor, num_classes: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """(logits, labels) -> mean loss of a batch, with the recipe's smoothing and class weights."""
-    weight = class_weights(recipe, labels, num_classes)
-    return functools.partial(F.cross_entropy, weight=weight, label_smoothing=recipe.label_smoothing)
-
-
-def class_weights(recipe: Recipe, labels: Tensor, num_classes: int) -> Tensor | None:
-    """(K,) what an image of each class counts in the loss; "balanced": in inverse proportion to how many there are.
-
-    Raises: ValueError: there are not as many weights as classes.
-    """
-    given = recipe.class_weights
-    if given is None:
-        return None
-    if given == "balanced":
-        numbers = torch.bincount(labels, minlength=num_classes).clamp(min=1).float()
-        return len(labels) / (num_classes * numbers)
-    if len(given) != num_classes:
-        raise ValueError(
-            f"recipe.class_weights has {plural(len(given), 'number')}; the data have {num_classes} classes"
-        )
-    return torch.tensor(given, dtype=torch.float32, device=labels.device)
 
 
 def _moved(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:

@@ -1,7 +1,8 @@
 """The user's own images: `root`/train/<class>/<image>, with val/ and test/ of the same kind where they are there.
 
 Without val/ validation images are cut from train/, without test/ a fifth of train/ is the test split. Images become
-RGB at `resolution` (the shorter side resized, the centre kept). Classes are the names of the folders, sorted.
+RGB at `resolution` (the shorter side resized, the centre kept). Classes are the names of the folders, sorted. Where
+train/ has a labels.csv, an image may have several labels (`labels_csv`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from scalesearch.data.duplicates import Seen, repeated
 from scalesearch.data.fetch import cache_directory
 from scalesearch.data.inspection import Finding, inspect, unreadable
+from scalesearch.data.labels_csv import read_labels
 from scalesearch.data.layout import ROLES, Layout, read_layout, shown
 from scalesearch.data.pixels import decoding, read
 from scalesearch.data.room import refuse_too_large
@@ -36,7 +38,8 @@ def source(spec: DataSpec, log: Log, roles: Mapping[str, Sequence[str]] = ROLES)
             f"dataset '{spec.name}' needs data.resolution, the side in px at which images are kept; got null"
         )
     resolution = spec.resolution
-    layout = read_layout(Path(spec.root).expanduser(), roles)
+    root = Path(spec.root).expanduser()
+    layout = read_labels(root, roles) or read_layout(root, roles)
     found, notes = dict(layout.files), list(layout.notes)
     if spec.skip_bad:
         found, left_out = _readable(spec, layout, log)
@@ -48,6 +51,10 @@ def source(spec: DataSpec, log: Log, roles: Mapping[str, Sequence[str]] = ROLES)
     def open_split(split: str) -> Split:
         paths = [path for path, _ in files[split]]
         labels = torch.tensor([label for _, label in files[split]], dtype=torch.int64)
+        if layout.labels is not None:
+            labels = torch.zeros(len(paths), len(layout.classes), dtype=torch.uint8)
+            for row, path in zip(labels, paths, strict=True):
+                row[list(layout.labels[path])] = 1
         return Split(labels, lambda index: _decode([paths[i] for i in index.tolist()], resolution, log))
 
     def check(used: Mapping[str, Tensor]) -> list[str]:
@@ -103,7 +110,7 @@ def _readable(spec: DataSpec, layout: Layout, log: Log) -> tuple[dict[str, Files
     if not bad:
         return good, []
     lines = unreadable([path for path, _ in bad], [one for _, one in bad], cache=cache_directory(spec))
-    for label, name in enumerate(layout.classes):
+    for label, name in enumerate(layout.classes if layout.labels is None else ()):
         if not any(label == one for _, one in good["train"]):
             raise ValueError(f"no training image of the class '{shown(name)}' can be read:\n{lines}\nreplace them")
     for split, pairs in good.items():
