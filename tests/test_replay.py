@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 import time
@@ -26,7 +28,9 @@ from tracked import (
 )
 
 from scalesearch import tracking
+from scalesearch.tracking import sync
 from scalesearch.tracking.events import Writer
+from scalesearch.tracking.replay import Replay
 
 # MLflow's own: it leaves sqlite connections and sockets to the garbage collector.
 pytestmark = [
@@ -300,3 +304,81 @@ def test_a_kill_while_the_database_is_made_leaves_none_that_cannot_be_opened(tmp
     tracker.end_run("run:1")
     assert tracker.close() is None
     assert not list(tmp_path.glob(".mlflow.db.*.new*"))
+
+
+def test_a_spool_sends_no_file_of_another_place(place: Place, tmp_path: Path) -> None:
+    """A study that somebody handed on may name any file in its spool; nothing of that reaches MLflow."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("a password")
+    directory = place.directory("foreign")
+    directory.mkdir(parents=True)
+    (directory / "link.txt").symlink_to(secret)
+    (directory / "links").symlink_to(tmp_path)
+    os.mkfifo(directory / "pipe")
+    (directory / "own.txt").write_text("its own")
+    (place.workspace / "mlflow.txt").write_text("of the workspace, but not of the study")
+    tracker = place.tracker("foreign", replay=False)
+    tracker.start_run("run:1", name="run")
+    outside = ["/etc/passwd", str(secret), "../../secret.txt", "studies/foreign/../../mlflow.txt", "mlflow.txt"]
+    inside = ["link.txt", "links/secret.txt", "pipe", "", ".", "gone.txt", "own.txt\0.png"]
+    for path in (*outside, *(f"studies/foreign/{name}" for name in inside)):
+        tracker._append("artifact", "run:1", path=path, folder="")
+    for path in outside:
+        files = ["studies/foreign/own.txt", path]
+        tracker._append("model", "run:1", name="m", files=files, input=[3, 8, 8], output=[2])
+    for folder in ("..", "../..", "/tmp", "a/../../b", "a\0"):
+        tracker._append("artifact", "run:1", path="studies/foreign/own.txt", folder=folder)
+    tracker._append("artifact", "run:1", path="studies/foreign/own.txt", folder="right")
+    tracker.end_run("run:1")
+    assert tracker.close() is None
+    assert sync(uri=place.uri, workspace=place.workspace, directory=directory) == 3  # start, the last artifact, end
+    client = client_of(place.uri)
+    run = run_of(place.uri, "foreign", "run:1").info
+    assert [one.path for one in client.list_artifacts(run.run_id)] == ["right"]
+    assert [one.path for one in client.list_artifacts(run.run_id, "right")] == ["right/own.txt"]
+    assert client.search_registered_models() == []
+    assert run.status == "FINISHED"
+
+
+DAMAGED: list[dict[str, object]] = [
+    {"event": "start", "name": "x", "parent": None, "params": [], "tags": {}},
+    {"event": "start", "name": 3, "parent": None, "params": {}, "tags": {}},
+    {"event": "start", "run": "a' OR '1", "name": "x", "parent": None, "params": {}, "tags": {}},
+    {"event": "metrics", "points": [[0, {"a": "b"}]]},
+    {"event": "metrics", "points": [["0", {"a": 1.0}]]},
+    {"event": "metrics", "points": 7},
+    {"event": "params", "params": {"a": [1]}},
+    {"event": "tags"},
+    {"event": "artifact", "path": 3, "folder": ""},
+    {"event": "model", "name": "m", "files": [], "input": [1], "output": [1]},
+    {"event": "model", "name": "m", "files": ["x"], "input": [-1], "output": [1]},
+    {"event": "end", "status": "ABSCONDED"},
+    {"event": "end", "status": "FINISHED", "time": -1},
+    {"event": "end", "status": "FINISHED", "time": 10**40},
+    {"event": "dataset", "name": "d", "digest": 1, "source": "s", "profile": {}},
+    {"event": "of tomorrow"},
+]
+
+
+def test_a_damaged_event_is_named_and_holds_up_none(place: Place) -> None:
+    tracker = place.tracker("damaged", replay=False)
+    tracker.start_run("run:1", name="run")
+    assert tracker.close() is None
+    directory = place.directory("damaged")
+    with (directory / "tracking.jsonl").open("ab") as spool:
+        for event in DAMAGED:
+            spool.write(json.dumps({"run": "run:1", "time": 1} | event).encode() + b"\n")
+        for line in (b"null", b"[]", b"{}", b'{"event": [], "run": 1, "time": 1}', b"\xff\xfe", b"[" * 100_000):
+            spool.write(line + b"\n")  # no events at all
+    tracker = place.tracker("damaged", replay=False)
+    tracker.log_metrics("run:1", {"after": 1.0})
+    tracker.end_run("run:1")
+    assert tracker.close() is None
+    with Replay(place.uri, place.workspace, directory) as replay:
+        while replay.step():
+            pass
+        # The next command also ends the run of a damaged start, which MLflow has not.
+        assert len(replay.refused) == len(DAMAGED) + 1
+        assert all("\n" not in words for words in replay.refused)
+    (points,) = [logged(place.uri, "damaged")["run:1"]["points"]]
+    assert [value for _, _, value, _ in points] == ["1.0"]

@@ -18,7 +18,8 @@ from scalesearch.data import Data
 from scalesearch.evaluation import Outcome
 from scalesearch.ledger import write_atomic
 from scalesearch.machine import environment
-from scalesearch.tracking.tracker import Status, Tracker
+from scalesearch.tracking.spool import Status
+from scalesearch.tracking.tracker import Tracker
 from scalesearch.training import Recipe, Result, named
 
 

@@ -8,16 +8,16 @@ import tempfile
 import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scalesearch.tracking.connection import Address
+from scalesearch.tracking.spool import Event, check, inside
 from scalesearch.workspace import TRAININGS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment
 
-Event = dict[str, Any]
 BATCHED = ("metrics", "params", "tags")  # kinds of which several of one run go in one request
 
 
@@ -44,12 +44,14 @@ def experiment_of(name: str, client: MlflowClient, address: Address) -> Experime
 class Writer:
     """Writes events into one experiment; their runs are found again by the tag `scalesearch.id`."""
 
-    def __init__(self, client: MlflowClient, experiment: Experiment, workspace: Path) -> None:
-        self._client, self._experiment, self._workspace = client, experiment, workspace
+    def __init__(self, client: MlflowClient, experiment: Experiment, workspace: Path, directory: Path) -> None:
+        self._client, self._experiment, self._workspace, self._directory = client, experiment, workspace, directory
         self._runs: dict[str, str] = {}  # the caller's id -> MLflow's
 
     def write(self, group: Sequence[Event]) -> None:
         """Several events of `BATCHED` of one run, or one of another kind. Raises: what MLflow raises."""
+        for event in group:
+            check(event)
         event, *_ = group
         match event["event"]:
             case "start":
@@ -65,8 +67,6 @@ class Writer:
                 self._log_model(event)
             case "end":
                 self._client.set_terminated(self._run(event["run"]), event["status"], event["time"])
-            case other:
-                raise ValueError(f"the event '{other}' is unknown to this version of scalesearch")
 
     def _start(self, event: Event) -> None:
         if self._find(event["run"]) is None:
@@ -133,10 +133,7 @@ class Writer:
         self._client.log_inputs(self._run(event["run"]), [used])
 
     def _existing(self, path: str) -> Path:
-        found = self._workspace / path  # an absolute path stays as it is
-        if not found.exists():
-            raise ValueError(f"{found} is gone")
-        return found
+        return inside(path, self._workspace, self._directory)
 
     def _log_model(self, event: Event) -> None:
         import numpy as np

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from scalesearch.text import plural
 from scalesearch.tracking.connection import Address, lock, reason
-from scalesearch.tracking.events import BATCHED, Event, Writer, experiment_of, is_final, mlflow_experiment
+from scalesearch.tracking.events import BATCHED, Writer, experiment_of, is_final, mlflow_experiment
+from scalesearch.tracking.spool import Event, parsed, spooled
 
 
 def sync(*, uri: str | None, workspace: Path, directory: Path, rebuild: bool = False) -> int:
@@ -78,7 +79,7 @@ class Replay:
             self._claimed = True
         with self._address.client() as client:
             experiment = experiment_of(mlflow_experiment(self._directory), client, self._address)
-        self._writer = Writer(client, experiment, self._address.workspace)
+        self._writer = Writer(client, experiment, self._address.workspace, self._directory)
         # A database that was deleted counts its experiments from 1 again: the time tells the new one from the old one.
         self._target = [str(self._address), experiment.experiment_id, experiment.creation_time]
         self.position = self._read_position()
@@ -124,7 +125,8 @@ class Replay:
                 break  # still being written
             event = parsed(line)
             if event is not None:
-                size += len(event.get("points", [])) + 1
+                points = event.get("points")
+                size += 1 + (len(points) if isinstance(points, list) else 0)
                 batched = all(one["event"] in BATCHED and one["run"] == event["run"] for one in (*group[:1], event))
                 if group and not (batched and size <= 100):
                     break
@@ -149,22 +151,6 @@ class Replay:
         except (OSError, ValueError, KeyError, TypeError):
             return 0
         return position if fits else 0
-
-
-def spooled(path: Path, position: int) -> Iterator[bytes]:
-    """The lines from a position, each with its end; the last one lacks it while it is written."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        file.seek(position)
-        yield from file
-
-
-def parsed(line: bytes) -> Event | None:
-    """None for what a killed driver left of a line."""
-    with contextlib.suppress(ValueError):
-        event = json.loads(line)
-        if isinstance(event, dict) and {"event", "run", "time"} <= event.keys():
-            return event
-    return None
 
 
 def refusals(refused: Sequence[str]) -> str:

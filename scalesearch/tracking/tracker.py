@@ -8,14 +8,13 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from scalesearch.text import plural
 from scalesearch.tracking.connection import reason
-from scalesearch.tracking.replay import Replay, parsed, refusals, spooled
+from scalesearch.tracking.replay import Replay, refusals
+from scalesearch.tracking.spool import Status, parsed, spooled
 
 _LEVELS = ("command", "candidate", "seed")
-Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Tracker:
@@ -102,7 +101,7 @@ class Tracker:
         self._append("dataset", run_id, name=name, digest=digest, source=source, profile=dict(profile))
 
     def log_artifact(self, run_id: str, path: Path, folder: str = "") -> None:
-        """A file or folder, copied when it is replayed: it must stay where it is."""
+        """A file of the command's directory, copied when it is replayed: it must stay where it is."""
         self._append("artifact", run_id, path=self._place(path), folder=folder)
 
     def log_model(
