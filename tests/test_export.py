@@ -52,6 +52,7 @@ NETWORKS = {
             {"block": "basic", "channels": 16, "repeats": 2},
             {"block": "basic", "channels": 24, "stride": 2, "squeeze_excite": 0.25},
             {"block": "bottleneck", "channels": 32, "repeats": 2, "expand": 0.5, "groups": 4, "squeeze_excite": 0.25},
+            {"block": "regnet", "channels": 32, "repeats": 2, "expand": 1, "groups": 4, "squeeze_excite": 0.25},
         ],
     },
     "preactivation": {

@@ -315,12 +315,14 @@ def test_a_spool_sends_no_file_of_another_place(place: Place, tmp_path: Path) ->
     (directory / "link.txt").symlink_to(secret)
     (directory / "links").symlink_to(tmp_path)
     os.mkfifo(directory / "pipe")
+    (directory / "mixed").mkdir()
+    (directory / "mixed" / "link.txt").symlink_to(secret)
     (directory / "own.txt").write_text("its own")
     (place.workspace / "mlflow.txt").write_text("of the workspace, but not of the study")
     tracker = place.tracker("foreign", replay=False)
     tracker.start_run("run:1", name="run")
     outside = ["/etc/passwd", str(secret), "../../secret.txt", "studies/foreign/../../mlflow.txt", "mlflow.txt"]
-    inside = ["link.txt", "links/secret.txt", "pipe", "", ".", "gone.txt", "own.txt\0.png"]
+    inside = ["link.txt", "links/secret.txt", "links", "mixed", "pipe", "", ".", "gone.txt", "own.txt\0.png"]
     for path in (*outside, *(f"studies/foreign/{name}" for name in inside)):
         tracker._append("artifact", "run:1", path=path, folder="")
     for path in outside:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -132,7 +133,10 @@ def test_dataset_artifacts_and_model_arrive(
     import torch
 
     yaml_file, weights, module = variant
-    figures = tmp_path / "figures"
+    directory = place.directory("model")
+    directory.mkdir(parents=True, exist_ok=True)
+    yaml_file, weights = (Path(shutil.copy(path, directory)) for path in (yaml_file, weights))
+    figures = directory / "figures"
     figures.mkdir()
     (figures / "one.svg").write_text("<svg/>")
     for command in ("run:1", "run:2", "run:3"):

@@ -107,10 +107,10 @@ def check(event: Event) -> None:
 
 
 def inside(path: str, workspace: Path, directory: Path) -> Path:
-    """The file that an event of a command's directory names: there, or a weights file of the workspace.
+    """The file or directory that an event names: in its command's directory, or a weights file of the workspace.
 
     A link is followed, and what it leads to counts.
-    Raises: ValueError: it is gone, is no plain file, or lies elsewhere: another's spool could name any file.
+    Raises: ValueError: it is gone, has more than plain files, or lies elsewhere: another's spool could name any file.
     """
     found = workspace / path  # an absolute path stays as it is
     try:
@@ -118,10 +118,12 @@ def inside(path: str, workspace: Path, directory: Path) -> Path:
     except (OSError, ValueError, RuntimeError):  # a NUL, a circle of links
         raise ValueError(f"{found} is gone") from None
     roots = (directory.resolve(), (workspace / "evaluations").resolve())
-    if not any(resolved.is_relative_to(root) for root in roots):
-        raise ValueError(f"{found} does not lie in {directory}; a spool sends its own files alone")
-    if not resolved.is_file():
-        raise ValueError(f"{found} is no file")
+    for one in (found, *(resolved.rglob("*") if resolved.is_dir() else ())):
+        target = one.resolve()
+        if target in roots or not any(target.is_relative_to(root) for root in roots):
+            raise ValueError(f"{one} does not lie in {directory}; a spool sends its own files alone")
+        if not (target.is_file() or (target.is_dir() and (one == found or not one.is_symlink()))):
+            raise ValueError(f"{one} is neither a file nor a directory of files")
     return resolved
 
 
