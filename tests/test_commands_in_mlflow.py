@@ -17,6 +17,7 @@ from tracked import client_of, logged
 # MLflow's own: it leaves sqlite connections to the garbage collector.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
     pytest.mark.xdist_group("studies"),  # they share what was searched
     pytest.mark.usefixtures("unsynced_sqlite"),
 ]
@@ -143,8 +144,8 @@ def test_a_training_that_is_ended_is_killed_in_mlflow_too(tmp_path: Path) -> Non
         if "multiply-adds" in line:
             process.send_signal(signal.SIGTERM)
             break
-    process.communicate(timeout=120)
-    assert process.returncode == 143
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, output
     command = [str(Path(sys.executable).with_name("scalesearch")), "sync", f"workspace={tmp_path}"]
     subprocess.run(command, check=True, capture_output=True)
     parent, networks, _ = by_level(logged(uri(tmp_path), "trainings"))

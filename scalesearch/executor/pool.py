@@ -70,7 +70,9 @@ class Pool(Executor):
         self._threads = [threading.Thread(target=self._serve, args=(seat,), daemon=True) for seat in seats]
         self._working = len(seats)
         self._lock = threading.Lock()
-        self._begun = self._closed = self._killed = False
+        self._closed = self._killed = False
+        for thread in self._threads:  # here: a signal in `submit` would leave some that never start
+            thread.start()
 
     def submit(self, function: Function, specification: Mapping[str, Any]) -> Future[dict[str, Any]]:  # type: ignore[override]  # two words, not any call
         """A future of `function(specification)`.
@@ -86,10 +88,6 @@ class Pool(Executor):
             if self._closed:
                 raise RuntimeError("the executor was shut down: it takes no more work")
             self._queue.put((future, *request))
-            if not self._begun:
-                self._begun = True
-                for thread in self._threads:
-                    thread.start()
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -113,10 +111,7 @@ class Pool(Executor):
         if self._killed:
             for seat in self._seats:
                 seat.kill()
-        if not self._begun:
-            if first:
-                self._after()
-        elif wait or self._killed:
+        if wait or self._killed:
             for thread in self._threads:
                 thread.join(None if wait else 10.0)  # the killed are reaped in milliseconds, if the kernel lets them go
 

@@ -39,14 +39,15 @@ class Tracker:
         self._news, self._closing, self._abandoned = threading.Event(), threading.Event(), threading.Event()
         # Daemon: a command that ends in a hurry loses nothing, the spool has it.
         self._thread = threading.Thread(target=self._work, name="scalesearch-tracking", daemon=True)
+        self._begun, self._working = False, threading.Event()
         spool = directory / "tracking.jsonl"
         lines = list(spooled(spool, 0))
         self._torn = bool(lines) and not lines[-1].endswith(b"\n")  # the last driver was killed in mid-line
         self._spool = spool.open("ab", buffering=0)
         self._levels: dict[str, int] = {}
         self._end_interrupted(lines)
-        if self._replay is not None and self._thread.ident is None and self._replay.waiting():
-            self._thread.start()
+        if self._replay is not None and self._replay.waiting():
+            self._begin()
 
     def start_run(
         self,
@@ -139,7 +140,7 @@ class Tracker:
         """
         self._closing.set()
         self._news.set()
-        if self._thread.ident is not None:
+        if self._begun and self._working.wait(1.0):
             self._thread.join(timeout)
         self._abandoned.set()
         with self._writing:
@@ -169,9 +170,15 @@ class Tracker:
             except OSError:  # a full disk: the ledger has what counts, so the search goes on
                 self._torn = True
             self._lost += self._torn
-            if self._replay is not None and self._thread.ident is None:
-                self._thread.start()
+            if self._replay is not None:
+                self._begin()
         self._news.set()
+
+    def _begin(self) -> None:
+        """Start the thread, once. A signal may come while it starts: it is then waited for all the same."""
+        if not self._begun:
+            self._begun = True
+            self._thread.start()
 
     def _place(self, path: Path) -> str:
         """Relative to the workspace where it can be, so that a workspace may be moved before it is replayed."""
@@ -191,6 +198,7 @@ class Tracker:
     def _work(self) -> None:
         """The thread: replay what is there, wait for more; when MLflow fails wait 1 s, then longer, up to 30 s."""
         assert self._replay is not None
+        self._working.set()
         delay, last_tries = 1.0, 2
         with self._replay:
             while not self._abandoned.is_set():
