@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -440,7 +439,7 @@ def test_equal_weights_have_one_digest_whichever_way_they_came(tiny: tuple[nn.Mo
 
 
 def test_initial_weights_change_the_key_and_their_absence_does_not() -> None:
-    plain = {"network": TINY.table(), "recipe": dataclasses.asdict(recipe()), "data": "d", "seed": 0}
+    plain = {"network": TINY.table(), "recipe": recipe().values(), "data": "d", "seed": 0}
     assert Evaluation(TINY, recipe(), "d", 0).key == evaluation_key(plain)
     keys = {Evaluation(TINY, recipe(), "d", 0, init).key for init in (None, "a" * 64, "b" * 64)}
     assert len(keys) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import urllib.parse
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,22 @@ def variant(place: Place) -> tuple[Path, Path, Any]:
     return folder / "chosen.yaml", folder / "chosen.safetensors", module
 
 
+def in_directory(place: Place, study: str, files: Sequence[Path]) -> list[Path]:
+    """Copies in the study's own directory: a spool sends no others."""
+    place.directory(study).mkdir(parents=True, exist_ok=True)
+    return [Path(shutil.copy(file, place.directory(study))) for file in files]
+
+
+@contextlib.contextmanager
+def ended_on_failure(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Else leaving `Popen` waits for a server that nobody ends, and the failure is never seen."""
+    try:
+        yield
+    except BaseException:
+        process.terminate()
+        raise
+
+
 def test_dataset_artifacts_and_model_arrive(
     place: Place, variant: tuple[Path, Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,10 +151,8 @@ def test_dataset_artifacts_and_model_arrive(
     import torch
 
     yaml_file, weights, module = variant
-    directory = place.directory("model")
-    directory.mkdir(parents=True, exist_ok=True)
-    yaml_file, weights = (Path(shutil.copy(path, directory)) for path in (yaml_file, weights))
-    figures = directory / "figures"
+    yaml_file, weights = in_directory(place, "model", (yaml_file, weights))
+    figures = place.directory("model") / "figures"
     figures.mkdir()
     (figures / "one.svg").write_text("<svg/>")
     for command in ("run:1", "run:2", "run:3"):
@@ -194,7 +210,7 @@ def test_ui_shows_links_takes_what_waited_and_models_and_ends_with_all_its_proce
         raise SystemExit(tracking.serve(**where, study="small", show=show))
     """
     command = [sys.executable, "-c", code, str(place.workspace), str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, ended_on_failure(process):
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(3)]
         assert [line.split(": ")[0] for line in lines] == [
@@ -204,7 +220,7 @@ def test_ui_shows_links_takes_what_waited_and_models_and_ends_with_all_its_proce
         ]
         assert all(f": http://127.0.0.1:{port}/#/" in line for line in lines)
         assert logged(served.uri, "small") == tracked
-        yaml_file, weights, _ = variant
+        yaml_file, weights = in_directory(served, "served", variant[:2])
         shapes = {"input_shape": (1, 8, 8), "output_shape": (5,)}
         tracker.start_run("run:2", name="run")
         tracker.log_model("run:2", name="served", variant=yaml_file, weights=weights, **shapes)
