@@ -32,7 +32,7 @@ from scalesearch.network import AnyNetwork, Factory, from_table
 from scalesearch.probing import proxied, with_grain
 from scalesearch.scaling import Proxy, Rounding
 from scalesearch.search import STRATEGIES, Grid, Strategy
-from scalesearch.text import near, plural
+from scalesearch.text import near, one_line, plural
 from scalesearch.training import ACCURACY, Recipe, metrics
 
 METRIC = Literal["macs", "params", "memory", "training_memory", "latency_ms", "activations", "train_seconds"]
@@ -327,7 +327,7 @@ def from_yaml(path: Path) -> dict[str, Any]:
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(io.StringIO(content.decode())))
     except (ValueError, OSError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
-        raise ValueError(f"{path} is damaged, or was edited ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{path} is damaged, or was edited ({one_line(error)})") from None
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds no settings; it may have been edited")
     return typing.cast("dict[str, Any]", loaded)

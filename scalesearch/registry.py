@@ -16,6 +16,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
+from scalesearch.text import one_line
+
 Value = TypeVar("Value")
 
 
@@ -83,8 +85,7 @@ def _load(point: EntryPoint) -> Any:
     try:
         return point.load()
     except Exception as error:  # whatever somebody else's module raises when it is imported
-        text = " ".join(str(error).split())
         raise ValueError(
             f"{point.name!r} of {point.group} is {point.value}, which cannot be imported: {type(error).__name__}: "
-            f"{text}; mend or uninstall the package that offers it"
+            f"{one_line(error)}; mend or uninstall the package that offers it"
         ) from error

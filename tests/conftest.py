@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib
+import importlib.util
 import json
 import os
 import signal
@@ -57,6 +57,17 @@ def command_request(command: str, configuration: DictConfig) -> tuple[Any, Group
     from scalesearch.config import request
 
     return request(importlib.import_module(f"scalesearch.commands.{command}"), configuration)
+
+
+def script(path: Path) -> Any:
+    """A program of docs/ as a module, which the tests hold against the page that it writes."""
+    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look there
+    spec.loader.exec_module(module)
+    return module
 
 
 @contextmanager

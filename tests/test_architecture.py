@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib.util
 import re
 import sys
 import tomllib
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-from conftest import case
+from conftest import case, script
 
 import scalesearch
 from scalesearch import cli
@@ -235,11 +234,7 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 
 def test_the_picture_of_the_rooms_is_that_of_the_imports() -> None:
-    spec = importlib.util.spec_from_file_location("rooms", ROOT / "docs" / "rooms.py")
-    assert spec is not None
-    assert spec.loader is not None
-    rooms = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(rooms)
+    rooms = script(ROOT / "docs" / "rooms.py")
     page = (ROOT / "docs" / "architecture.md").read_text()
     assert rooms.page(page) == page, "python docs/rooms.py"
     assert rooms.arrows().keys() == set(ROOMS)

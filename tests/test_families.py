@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
+from conftest import script
 
 from scalesearch.cost import cost
 from scalesearch.model import build
 from scalesearch.network import Network
 
 DOCS = Path(__file__).parent.parent / "docs"
-SPEC = importlib.util.spec_from_file_location("networks_page", DOCS / "networks.py")
-assert SPEC is not None
-assert SPEC.loader is not None
-networks = importlib.util.module_from_spec(SPEC)
-sys.modules[SPEC.name] = networks
-SPEC.loader.exec_module(networks)
+networks = script(DOCS / "networks.py")
 
 ROWS = {row.name: row for row in networks.rows()}
 measure = cache(networks.measure)

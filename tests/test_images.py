@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import struct
 from collections.abc import Iterator
@@ -11,17 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import case
+from conftest import case, script
 from PIL import Image, ImageCms, ImageMode
 
 from scalesearch.data.pixels import FORMATS, SUFFIXES, Picture, _square, decoding, read
 
 DOCS = Path(__file__).parent.parent / "docs"
-SPEC = importlib.util.spec_from_file_location("images_page", DOCS / "images.py")
-assert SPEC is not None
-assert SPEC.loader is not None
-images = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(images)
+images = script(DOCS / "images.py")
 
 
 @pytest.fixture(autouse=True)

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from scalesearch.data.inspection import THUMBNAIL, Finding
 from scalesearch.data.layout import shown
+from scalesearch.data.spec import SPLITS
 from scalesearch.text import plural
 
 _NEAR = 2.0  # root mean square, of 255
 _CONTRAST = 10.0  # standard deviation of a thumbnail's grey: flat ones are alike whatever they show
 _PAIRS = 2_000_000_000  # that are compared, in about ten seconds; of more images every so manieth is looked at
-_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
 class Seen(NamedTuple):
@@ -40,9 +40,9 @@ def repeated(splits: Mapping[str, Sequence[Seen]]) -> list[str]:
         for words, pairs, number in (("identical", same, len(splits[one])), ("nearly identical", near, looked_at)):
             if pairs:
                 here, there = pairs[0]
-                compared = plural(number, f"{_NAMES[one]} image") + _sampled(number, splits[one])
+                compared = plural(number, f"{SPLITS[one]} image") + _sampled(number, splits[one])
                 found.append(
-                    f"{len(pairs)} of {compared} are {words} to {_NAMES[other]} images, such as "
+                    f"{len(pairs)} of {compared} are {words} to {SPLITS[other]} images, such as "
                     f"{shown(here.path)} to {shown(there.path)}: an accuracy on images seen before is too high"
                 )
     return found + _in_two_classes([seen for split in splits.values() for seen in split])

@@ -21,7 +21,7 @@ from scalesearch.data.fetch import appearing
 from scalesearch.data.layout import shown
 from scalesearch.data.pixels import VERSION, Picture, decoding, read
 from scalesearch.data.spec import Log
-from scalesearch.text import duration
+from scalesearch.text import duration, one_line
 
 THUMBNAIL = (8, 9)  # rows and columns of grey, which near-identical images share
 _LISTED = 20  # unreadable files in a message; a file has all of them
@@ -107,7 +107,7 @@ def _look(path: Path, side: int) -> tuple[Finding, bool]:
 def _reason(error: Exception, path: Path) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = " ".join(str(error).split()).replace(repr(str(path)), "").strip()
+    text = one_line(error).replace(repr(str(path)), "").strip()
     if text == "cannot identify image file":
         size = path.stat().st_size
         return "it is empty" if size == 0 else f"no image of a format that is read, by its {size:,} bytes"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scalesearch.data.pixels import SUFFIXES
-from scalesearch.text import listed, near, plural
+from scalesearch.text import listed, near, plural, printable
 
 ROLES = {
     "train": ("train", "training"),
@@ -45,7 +45,7 @@ def shown(name: object) -> str:
     >>> shown("a\\nb"), shown("caf\\u00e9"), shown("\\udcff.png")
     ('a\\\\nb', 'café', '\\\\udcff.png')
     """
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in str(name))
+    return printable(str(name).replace("\n", "\\n"))
 
 
 def read_layout(root: Path, roles: Mapping[str, Sequence[str]] = ROLES) -> Layout:

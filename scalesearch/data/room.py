@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from scalesearch.data.spec import SPLITS
 from scalesearch.text import listed
 
 _SHARE = 0.6  # of what is available: networks and their training need room as well
@@ -16,14 +17,11 @@ def refuse_too_large(images: Mapping[str, int], resolution: int) -> None:
     number = sum(images.values())
     needed, available = number * 3 * resolution**2, available_memory()
     if needed > _SHARE * available:
-        parts = listed([f"{count} for {_NAMES[name]}" for name, count in images.items()])
+        parts = listed([f"{count} for {SPLITS[name]}" for name, count in images.items()])
         raise ValueError(
             f"{number} images of {resolution} px ({parts}) take {needed / 1e9:.1f} GB, more than {100 * _SHARE:.0f} % "
             f"of the {available / 1e9:.1f} GB of memory available; lower data.resolution or data.num_train"
         )
-
-
-_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
 def available_memory() -> int:

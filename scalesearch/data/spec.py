@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Log = Callable[[str], object]
+SPLITS = {"train": "training", "val": "validation", "test": "test"}  # with their names in sentences
 Directory = Annotated[str | None, Must("null or the path of a directory")]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scalesearch.model.blocks import BLOCKS, Block, Layer
-from scalesearch.model.factory import make, make_on_meta, structure, trust, trusted, unchanged
+from scalesearch.model.factory import imported, make, make_on_meta, structure, trust, trusted, unchanged
 from scalesearch.model.failure import FactoryError
 from scalesearch.model.hidden import unregistered
 from scalesearch.model.records import BatchNorm, Convolution, Layers, Linear
@@ -31,6 +31,7 @@ __all__ = [
     "build_on_meta",
     "classifier",
     "identity",
+    "imported",
     "is_timm",
     "layers",
     "of_timm",

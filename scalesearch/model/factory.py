@@ -56,26 +56,35 @@ def trust(function: str, made: Callable[..., nn.Module] | None = None) -> None:
         _trusted[function] = _Trusted(made)
     if function in _trusted:
         return
+    loaded, read = set[str](), set[str]()
+    with watched(loaded, read):
+        found = imported(function, "baseline.factory")
+    _trusted[function] = _Trusted(found)
+    _trusted[function].loaded, _trusted[function].read = loaded, read
+
+
+def imported(function: str, key: str) -> Callable[..., Any]:
+    """The function "package.module:name", which the user has named as `key`; the working directory is looked in last.
+
+    Raises: ValueError: it cannot be imported, or is no function.
+    """
     module_name, _, name = function.partition(":")
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)
-    loaded, read = set[str](), set[str]()
     try:
-        with watched(loaded, read):
-            module = importlib.import_module(module_name)
+        module = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(
-            f"baseline.factory is {function!r}, but {module_name} cannot be imported ({one_line(error)}); it must be "
-            "installed, or lie in the working directory"
+            f"{key} is {function!r}, but {module_name} cannot be imported ({one_line(error)}); it must be installed, "
+            "or lie in the working directory"
         ) from None
     except (Exception, SystemExit) as error:  # a script's argparse, say, exits
-        raise ValueError(f"baseline.factory is {function!r}; importing it raised {raised_at(error)}") from error
+        raise ValueError(f"{key} is {function!r}; importing it raised {raised_at(error)}") from error
     found = getattr(module, name, None)
     if not callable(found):
-        raise ValueError(f"baseline.factory is {function!r}, but {module_name} has no function {name!r}")
-    _trusted[function] = _Trusted(found)
-    _trusted[function].loaded, _trusted[function].read = loaded, read
+        raise ValueError(f"{key} is {function!r}, but {module_name} has no function {name!r}")
+    return found  # type: ignore[no-any-return]
 
 
 def trusted(function: str) -> bool:

@@ -22,6 +22,7 @@ from scalesearch.network import AnyNetwork, from_table
 from scalesearch.scaling import Coefficients, Rounding, scale
 from scalesearch.search import BASELINE, Candidate, Plan, TrialResult, possible
 from scalesearch.study.settings import StudySettings, decisive_settings
+from scalesearch.text import one_line
 from scalesearch.training import Recipe, Result, named
 from scalesearch.workspace import find_study
 
@@ -348,7 +349,7 @@ class Study:
         try:
             yield
         except (KeyError, TypeError, AttributeError, IndexError, OSError, json.JSONDecodeError) as error:
-            raise self.damaged(" ".join(str(error).split())) from None
+            raise self.damaged(one_line(error)) from None
 
     def damaged(self, why: str) -> ValueError:
         """The error that the study's files do not go together."""

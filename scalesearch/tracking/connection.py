@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scalesearch.text import one_line
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -117,7 +119,7 @@ def lock(path: Path, *, wait: bool) -> Iterator[None]:
 
 def reason(error: BaseException) -> str:
     """What went wrong, in one line without passwords."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error) or type(error).__name__
     if "Connection refused" in text and not isinstance(error, OSError):
         text = "connection refused"
     return hide_password(text if len(text) <= 300 else f"{text[:297]}...")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from scalesearch.model import build
 from scalesearch.network import AnyNetwork
+from scalesearch.text import one_line
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -33,7 +34,7 @@ def load_weights(network: AnyNetwork, path: Path) -> nn.Module:
     try:
         model.load_state_dict(load_file(path))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        why = " ".join(str(error).split())[:200]  # torch lists every layer
+        why = one_line(error)[:200]  # torch lists every layer
         raise ValueError(f"the weights in {path} are not those of {network.name}: {why}") from None
     return model.eval()
 

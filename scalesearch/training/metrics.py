@@ -7,11 +7,9 @@ A higher value is better, and 1 is the best.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import math
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from scalesearch.model import imported
 from scalesearch.text import near, raised
 
 Scores = NDArray[np.float64]
@@ -237,25 +236,8 @@ def trust(metric: str) -> None:
 
     Raises: ValueError: it cannot be imported, or is no function.
     """
-    if metric in _trusted:
-        return
-    module_name, _, name = metric.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(
-            f"recipe.metric is {metric!r}, but {module_name} cannot be imported ({error}); it must be installed, or "
-            "lie in the working directory"
-        ) from None
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"recipe.metric is {metric!r}; importing it raised {raised(error)}") from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise ValueError(f"recipe.metric is {metric!r}, but {module_name} has no function {name!r}")
-    _trusted[metric] = found
+    if metric not in _trusted:
+        _trusted[metric] = imported(metric, "recipe.metric")
 
 
 def source(metric: str) -> str | None:
