@@ -325,8 +325,10 @@ def _discard_output() -> None:
 
 def _words(error: BaseException) -> str:
     """An error of the environment: "/disk/full: No space left on device" without its number."""
+    from scalesearch.text import shown
+
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        return f"{shown(error.filename)}: {error.strerror}"
     return str(error) or type(error).__name__
 
 

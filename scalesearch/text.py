@@ -120,6 +120,15 @@ def printable(words: str) -> str:
     return "".join(one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in words)
 
 
+def shown(name: object) -> str:
+    """A path or a name as it can be printed: what no terminal shows, and no UTF-8 has, is escaped.
+
+    >>> shown("a\\nb"), shown("caf\\u00e9"), shown("\\udcff.png")
+    ('a\\\\nb', 'café', '\\\\udcff.png')
+    """
+    return printable(str(name).replace("\n", "\\n"))
+
+
 def raised(error: BaseException) -> str:
     """An exception on one line, with its type; of a long one the beginning.
 

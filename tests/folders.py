@@ -38,15 +38,15 @@ def make_folder(
     return root
 
 
-def planted(root: Path, files: Mapping[str, int | bytes | None]) -> Path:
-    """Files by path: a picture of that label, such bytes, or a folder (None)."""
+def planted(root: Path, files: Mapping[str, int | bytes | Path | None]) -> Path:
+    """Files by path: a picture of that label, such bytes, a link to a path, or a folder (None)."""
     for number, (name, what) in enumerate(files.items()):
         path = root / name
         if what is None:
             path.mkdir(parents=True, exist_ok=True)
-        elif isinstance(what, bytes):
+        elif isinstance(what, bytes | Path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(what)
+            path.symlink_to(what) if isinstance(what, Path) else path.write_bytes(what)
         else:
             draw(path, what, 5000 + number)
     return root

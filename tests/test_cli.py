@@ -107,7 +107,7 @@ REFUSED = [
     ("run recipe=[]", "recipe is missing"),
     ("run grid.alpha=1", "grid.alpha is 1; it must be"),
     ("run data=folder", "needs data.root"),
-    ("run data=folder data.root=/nonexistent", "no folder train/"),
+    ("run data=folder data.root=/nonexistent", "data.root .* does not exist"),
     ("run data.num_val=60000", "data.num_val 60000"),
     ("run executor.devices=[gpu]", "executor.devices.0. is 'gpu'"),
     ("run workspace=/etc/passwd", "/etc/passwd is a file"),

@@ -406,8 +406,6 @@ def test_a_command_ends_with_one_message_before_it_trains(
 def test_errors_of_a_folder_name_the_place(tmp_path: Path) -> None:
     root = make_folder(tmp_path)
     spec = spec_of(root)
-    with pytest.raises(ValueError, match=r"data\.root '.*nowhere' has no folder train/"):
-        describe(replace(spec, root=str(tmp_path / "nowhere")))
     with pytest.raises(ValueError, match=r"needs data\.resolution"):
         describe(replace(spec, resolution=None))
     with pytest.raises(ValueError, match="has 2 classes, ImageNet has 1000; use data=folder"):

@@ -42,7 +42,9 @@ def make(root: Path, *, seen: bool = True, splits: dict[str, int] = SPLITS) -> P
 
 
 def spec(root: Path) -> DataSpec:
-    return DataSpec("folder", num_train=None, num_val=120, root=str(root), resolution=8, cache=str(root / "cache"))
+    return DataSpec(
+        "folder", num_train=None, num_val=120, root=str(root), resolution=8, cache=str(root.parent / "cache")
+    )
 
 
 def test_the_labels_of_a_table_are_those_of_its_images(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     settings = StudySettings.of(groups)
     plan, _ = planned(settings)
     out.say(summary(plan, settings))
+    for note in settings.description.notes:
+        out.warn(note)
     evaluations, seconds = 0, 0.0
     if plan.candidates:
         evaluations = num_evaluations(plan, settings)

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalesearch.data.inspection import THUMBNAIL, Finding
-from scalesearch.data.layout import shown
 from scalesearch.data.spec import SPLITS
-from scalesearch.text import plural
+from scalesearch.text import plural, shown
 
 _NEAR = 2.0  # root mean square, of 255
 _CONTRAST = 10.0  # standard deviation of a thumbnail's grey: flat ones are alike whatever they show

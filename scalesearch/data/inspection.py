@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalesearch.data.fetch import appearing
-from scalesearch.data.layout import shown
 from scalesearch.data.pixels import VERSION, Picture, decoding, read
 from scalesearch.data.spec import Log
-from scalesearch.text import duration, one_line
+from scalesearch.text import duration, one_line, shown
 
 THUMBNAIL = (8, 9)  # rows and columns of grey, which near-identical images share
 _LISTED = 20  # unreadable files in a message; a file has all of them

@@ -14,9 +14,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from scalesearch.data.layout import ROLES, Layout, shown
+from scalesearch.data.layout import ROLES, Layout, find_splits
 from scalesearch.data.pixels import SUFFIXES
-from scalesearch.text import near, plural
+from scalesearch.data.walk import kind
+from scalesearch.text import near, plural, shown
 
 TABLE = "labels.csv"
 Rows = list[tuple[Path, tuple[str, ...]]]
@@ -28,11 +29,16 @@ def read_labels(root: Path, roles: Mapping[str, Sequence[str]] = ROLES) -> Layou
     Each image's `label` is the rarest of its own, and their number where it has none: what keeps its share in a cut.
     Raises: ValueError: a table is not what it should be; it names the file, the line and what would be right.
     """
-    folders = {role: path for role, names in roles.items() if (path := _with_table(root, names)) is not None}
-    if "train" not in folders:
+    folders, notes = find_splits(root, roles)
+    if folders["train"] == root or not (folders["train"] / TABLE).is_file():
         return None
-    tables, notes = {}, []
+    tables = {}
     for role, folder in folders.items():
+        if kind(folder / TABLE) == "nothing":
+            raise ValueError(
+                f"{shown(folder)} has no {TABLE}, and {shown(folders['train'].name)}/ has one; write one, or remove "
+                "the folder: it is then no split"
+            )
         tables[role] = _read(folder / TABLE)
         if left := _beside(folder, tables[role]):
             notes.append(f"{shown(folder)}: {plural(left, 'image')} left out that {TABLE} does not name")
@@ -58,11 +64,6 @@ def read_labels(root: Path, roles: Mapping[str, Sequence[str]] = ROLES) -> Layou
             for path, labels in rows
         ]
     return Layout(tuple(names), files, folders, tuple(notes), labels_of)
-
-
-def _with_table(root: Path, names: Sequence[str]) -> Path | None:
-    folders = sorted(path for path in root.iterdir() if path.name.lower() in names) if root.is_dir() else []
-    return next((path for path in folders if (path / TABLE).is_file()), None)
 
 
 def _read(table: Path) -> Rows:

@@ -13,9 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scalesearch.data.layout import shown
 from scalesearch.data.spec import DataSpec, Description, Source
-from scalesearch.text import listed
+from scalesearch.text import listed, shown
 
 
 def cut_val(labels: NDArray[Any], spec: DataSpec, source: Source, sizes: Description) -> tuple[Tensor, Tensor]:

@@ -19,11 +19,12 @@ from scalesearch.data.duplicates import Seen, repeated
 from scalesearch.data.fetch import cache_directory
 from scalesearch.data.inspection import Finding, inspect, unreadable
 from scalesearch.data.labels_csv import read_labels
-from scalesearch.data.layout import ROLES, Layout, read_layout, shown
+from scalesearch.data.layout import ROLES, Layout, read_layout
 from scalesearch.data.pixels import decoding, read
 from scalesearch.data.room import refuse_too_large
 from scalesearch.data.spec import DataSpec, Log, Source, Split
 from scalesearch.data.splits import cut_test
+from scalesearch.text import shown
 
 Files = list[tuple[Path, int]]  # with the label of each
 
@@ -38,7 +39,7 @@ def source(spec: DataSpec, log: Log, roles: Mapping[str, Sequence[str]] = ROLES)
             f"dataset '{spec.name}' needs data.resolution, the side in px at which images are kept; got null"
         )
     resolution = spec.resolution
-    root = Path(spec.root).expanduser()
+    root = _root(spec.root)
     layout = read_labels(root, roles) or read_layout(root, roles)
     found, notes = dict(layout.files), list(layout.notes)
     if spec.skip_bad:
@@ -75,6 +76,13 @@ def source(spec: DataSpec, log: Log, roles: Mapping[str, Sequence[str]] = ROLES)
         notes=tuple(notes),
         check=check,
     )
+
+
+def _root(given: str) -> Path:
+    try:
+        return Path(given).expanduser()
+    except RuntimeError:  # ~ of a user who is not known: it is then a name like others
+        return Path(given)
 
 
 def _cut(spec: DataSpec, layout: Layout, found: Mapping[str, Files]) -> tuple[dict[str, Files], str]:
@@ -131,8 +139,7 @@ def _used(spec: DataSpec, layout: Layout) -> dict[str, int]:
 def _inspect(spec: DataSpec, paths: Sequence[Path], log: Log) -> list[Finding]:
     assert spec.root is not None
     assert spec.resolution is not None
-    root = Path(spec.root).expanduser()
-    return inspect(paths, spec.resolution, root=root, cache=cache_directory(spec), log=log)
+    return inspect(paths, spec.resolution, root=_root(spec.root), cache=cache_directory(spec), log=log)
 
 
 def _check(spec: DataSpec, parts: Mapping[str, Files], log: Log) -> list[str]:
