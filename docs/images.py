@@ -1,22 +1,24 @@
-"""Which images `data=folder` reads, measured: every mode of Pillow in every container, into docs/images.md.
+"""Which images and folders `data=folder` reads, measured: modes, containers and layouts, into docs/images.md.
 
     python docs/images.py
 
 A picture of four known blocks is written in a mode and read as a training reads it; a cell is "right" only where all
-blocks have the colours that a viewer shows.
+blocks have the colours that a viewer shows. A folder of each layout is made and read; it is "right" only where every
+image has the labels that are meant, and each split as many images as it should have, of the folders that are its own.
 """
 
 from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms
 
+from scalesearch.data import Data, DataSpec, load
 from scalesearch.data.pixels import decoding, read
 
 PAGE = Path(__file__).with_name("images.md")
@@ -141,6 +143,206 @@ def table() -> str:
     return "\n".join([*lines, *(f"| `{mode}` | {' | '.join(cells.values())} |" for mode, cells in found), ""])
 
 
+def filled(*folders: str, number: int = 10, suffix: str = "png") -> dict[str, bytes]:
+    """So many pictures, each another, in each folder."""
+    return {f"{folder}/{i:02d}.{suffix}": drawn(f"{folder} {i}") for folder in folders for i in range(number)}
+
+
+def drawn(seed: str) -> bytes:
+    pixels = np.random.default_rng(list(seed.encode())).integers(0, 256, (RESOLUTION, RESOLUTION, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+class Splits(NamedTuple):
+    """Of a folder that is read: images of each split, with the folders that they are of."""
+
+    training: str
+    validation: str
+    test: str
+
+
+RESOLUTION = 6
+TRAIN = filled("train/cat", "train/dog")
+VAL, TEST = filled("val/cat", "val/dog", number=3), filled("test/cat", "test/dog", number=2)
+CUT = Splits("12 of train/", "4 of train/", "4 of train/")  # 20 images of train/ and nothing else
+LINK = "link to "  # a file of this content and a target is made a link
+TABLE = b"file,labels\n" + b"\n".join(b"%02d.png,%s" % (i, (b"big;red", b"red", b"")[i % 3]) for i in range(20))
+TABLE_OF_TEST = b"file,labels\n00.png,red\n01.png,big\n"
+
+
+def link(target: str) -> bytes:
+    return (LINK + target).encode()
+
+
+# Of each layout its files, and what it becomes with data.num_val=4: its splits, or a part of the refusal.
+LAYOUTS: dict[str, tuple[dict[str, bytes], Splits | str]] = {
+    "train, val and test": (TRAIN | VAL | TEST, Splits("20 of train/", "4 of val/", "4 of test/")),
+    "train and validation": (
+        TRAIN | filled("validation/cat", "validation/dog", number=2),
+        Splits("16 of train/", "4 of validation/", "4 of train/"),
+    ),
+    "train and valid": (
+        TRAIN | filled("valid/cat", "valid/dog", number=1),
+        Splits("16 of train/", "2 of valid/", "4 of train/"),
+    ),
+    "train and test": (TRAIN | TEST, Splits("16 of train/", "4 of train/", "4 of test/")),
+    "train only": (TRAIN, CUT),
+    "Training and VALID, in capitals": (
+        filled("Training/cat", "Training/dog") | filled("VALID/cat", "VALID/dog", number=2),
+        Splits("16 of Training/", "4 of VALID/", "4 of Training/"),
+    ),
+    "val and valid": (TRAIN | VAL | filled("valid/cat", "valid/dog"), "which are the same split"),
+    "class folders alone": (filled("cat", "dog"), Splits(*["12 of cat/ and dog/", *["4 of cat/ and dog/"] * 2])),
+    "val without train": (VAL, "has no folder train/"),
+    "images without folders": ({"1.png": drawn("1")}, "has no folder train/"),
+    "an empty root": ({"": b""}, "neither folders nor images"),
+    "a root that is not there": ({}, "does not exist"),
+    "a root that is a file": ({"": b"x"}, "is a file, not a folder"),
+    "an empty train": ({"train/": b""}, "has no class folders"),
+    "images without class folders": (filled("train"), "has no class folders"),
+    "test is a file": (TRAIN | {"test": b"x"}, "test is a file"),
+    "images in folders of a class": (filled("train/cat/a", "train/cat/b/c", number=5) | filled("train/dog"), CUT),
+    "classes one folder too deep": (filled("train/animals/cat", "train/animals/dog"), "are these the classes?"),
+    "one class": (filled("train/cat"), "has 1 class folder, 'cat'; at least 2 are needed"),
+    "an empty class": (TRAIN | {"train/emu/": b""}, "emu has no images"),
+    "a class of suffixes that are not read": (TRAIN | filled("train/emu", suffix="heic"), "emu has no images"),
+    "a class of one image": (TRAIN | filled("train/emu", number=1), Splits("13 of train/", *["4 of train/"] * 2)),
+    "a class that is missing in val and test": (
+        TRAIN | filled("train/emu") | VAL | TEST,
+        Splits("30 of train/", "4 of val/", "4 of test/"),
+    ),
+    "a class of test that train lacks": (TRAIN | TEST | filled("test/emu"), "has the class 'emu' that train/ has not"),
+    "classes that differ in case alone": (
+        TRAIN | filled("train/Cat"),
+        Splits("20 of train/", "4 of train/", "6 of train/"),
+    ),
+    "hidden files and folders": (TRAIN | filled("train/cat/.cache", "train/.git") | {"train/.DS_Store": b"x"}, CUT),
+    "links to a class and to an image beside train": (
+        filled("beside/cat", "train/dog", number=9)
+        | {"beside/dog/9.png": drawn("9"), "train/dog/9.png": link("../../beside/dog/9.png")}
+        | {"train/cat": link("../beside/cat")},
+        Splits(*["12 of beside/ and train/", "4 of beside/ and train/", "3 of beside/ and train/"]),
+    ),
+    "a link to a folder above": (TRAIN | TEST | {"train/cat/up": link("../..")}, "a folder above its class"),
+    "a link to another class": (TRAIN | {"train/cat/more": link("../dog")}, "an image must be of one class"),
+    "a link to an image of another split": (
+        TRAIN | TEST | {"test/cat/x.png": link("../../train/cat/00.png")},
+        "an image must be of one class and of one split",
+    ),
+    "links to each other within a class": (
+        TRAIN | {"train/cat/up": link("."), "train/cat/a/b": link("../a"), "train/cat/c": link("a")},
+        CUT,
+    ),
+    "a class that is a broken link": (TRAIN | {"train/emu": link("nowhere")}, "emu is a broken link to 'nowhere'"),
+    "an image that is a broken link": (TRAIN | {"train/cat/x.png": link("nowhere")}, "1 of 21 images cannot be read"),
+    "a CSV beside train": (TRAIN | {"labels.csv": b"x"}, CUT),
+    "a CSV and an archive in train": (TRAIN | {"train/about.csv": b"x", "train/images.zip": b"x"}, CUT),
+    "train with a labels.csv": (
+        filled("train", number=20)
+        | filled("test", number=2)
+        | {"train/labels.csv": TABLE, "test/labels.csv": TABLE_OF_TEST},
+        Splits("16 of train/", "4 of train/", "2 of test/"),
+    ),
+    "a labels.csv in train alone": (
+        filled("train", number=20) | TEST | {"train/labels.csv": TABLE},
+        "has no labels.csv",
+    ),
+    "mixed suffixes": (
+        filled("train/cat", number=5) | filled("train/dog") | {f"train/cat/{i}.webp": drawn(f"{i}") for i in range(5)},
+        CUT,
+    ),
+    "suffixes in capitals": (filled("train/cat", "train/dog", suffix="PNG"), CUT),
+    "suffixes that are not read": (TRAIN | filled("train/cat", suffix="heic"), CUT),
+    "an image beside the classes": (TRAIN | {"train/x.png": drawn("x")}, CUT),
+    "an empty folder called like an image": (TRAIN | {"train/cat/x.png/": b""}, CUT),
+    "a folder and an archive beside train": (TRAIN | filled("dev/cat") | {"test.zip": b"x"}, CUT),
+    "an image in two splits and two classes": (
+        TRAIN | VAL | {name: drawn("x") for name in ("val/cat/00.png", "train/cat/00.png", "train/dog/00.png")},
+        Splits("16 of train/", "4 of val/", "4 of train/"),
+    ),
+}
+
+
+def planted(root: Path, files: Mapping[str, bytes]) -> Path:
+    """The files of a layout; a name that ends in a slash is an empty folder, and so is "" without content."""
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content.startswith(LINK.encode()):
+            path.symlink_to(content.decode().removeprefix(LINK))
+        elif not content and (name.endswith("/") or not name):
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path.write_bytes(content)
+    return root
+
+
+class Outcome(NamedTuple):
+    """found: "right", "refused" or what is wrong. words: all that is said but for the sizes of the splits."""
+
+    found: str
+    splits: Splits
+    words: str
+
+
+def outcome(files: Mapping[str, bytes], expected: Splits | str) -> Outcome:
+    """What becomes of a layout."""
+    with tempfile.TemporaryDirectory() as directory:
+        root = planted(Path(directory) / "root", files)
+        spec = DataSpec("folder", None, 4, root=str(root), resolution=RESOLUTION, cache=str(Path(directory) / "cache"))
+        said: list[str] = []
+        splits = Splits("-", "-", "-")
+        try:
+            splits, mistaken = provenance(load(spec, log=said.append), files)
+            found = "right" if splits == expected and not mistaken else f"wrong ({splits}, {mistaken})"
+        except ValueError as error:
+            said.append(str(error))
+            found = "refused" if isinstance(expected, str) and expected in str(error) else f"wrong ({error})"
+        words = "; ".join(" ".join(line.split()) for line in said if not line.startswith("validation: "))
+        words = words.replace(f"{root}/", "").replace(str(root), "ROOT").replace(str(directory), "ABOVE")
+        return Outcome(found, splits, words.replace("|", "/").replace("<", "&lt;"))
+
+
+def provenance(data: Data, files: Mapping[str, bytes]) -> tuple[Splits, list[str]]:
+    """Each split's number of images with the folders that they are of, by their pixels; and images of a wrong label."""
+    names: dict[bytes, list[str]] = {}
+    for name, content in files.items():
+        if content.startswith(b"\x89PNG"):
+            pixels = np.asarray(Image.open(io.BytesIO(content)))
+            names.setdefault(pixels.transpose(2, 0, 1).tobytes(), []).append(name)
+    classes, said, mistaken = data.description.classes, [], []
+    for images, labels in ((data.train_images, data.train_labels), (data.val_images, data.val_labels), data.test()):
+        folders = set()
+        for image, label in zip(images, labels, strict=True):
+            known = names[image.numpy().tobytes()]
+            own = {one for one, there in zip(classes, label.tolist(), strict=True) if there} if label.ndim else None
+            meant = [labels_of(name, files, classes) for name in known]
+            mistaken += known if (own if own is not None else {classes[int(label)]}) not in meant else []
+            folders |= {PurePosixPath(known[0]).parts[0]} if len(known) == 1 else set()
+        said.append(f"{len(images)} of {' and '.join(f'{one}/' for one in sorted(folders))}")
+    return Splits(*said), mistaken
+
+
+def labels_of(name: str, files: Mapping[str, bytes], classes: tuple[str, ...]) -> set[str]:
+    """The labels that are meant: of the table beside an image, or the folder that has a class's name."""
+    path = PurePosixPath(name)
+    if table := files.get(f"{path.parent}/labels.csv"):
+        line = next(line for line in table.decode().splitlines() if line.startswith(path.name))
+        return set(filter(None, line.partition(",")[2].split(";")))
+    return {next(part for part in path.parts if part in classes)}
+
+
+def layout_table() -> str:
+    """Each layout with what becomes of it, and what is said, as Markdown."""
+    lines = ["| layout | is | training | validation | test | what is said |", "|---" * 6 + "|"]
+    for name, (files, expected) in LAYOUTS.items():
+        found, splits, words = outcome(files, expected)
+        lines.append(f"| {name} | {found} | {' | '.join(splits)} | {words} |")
+    return "\n".join([*lines, ""])
+
+
 def page(text: str, name: str, content: str) -> str:
     """The page with the part of that name written anew."""
     begin, end = f"<!-- {name}: python docs/images.py -->\n", f"<!-- end of {name} -->\n"
@@ -150,7 +352,7 @@ def page(text: str, name: str, content: str) -> str:
 
 
 def main() -> None:
-    PAGE.write_text(page(PAGE.read_text(), "modes", table()))
+    PAGE.write_text(page(page(PAGE.read_text(), "modes", table()), "layouts", layout_table()))
 
 
 if __name__ == "__main__":

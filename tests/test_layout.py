@@ -6,13 +6,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import case
+from conftest import case, script
 from folders import make_folder, planted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalesearch.data.labels_csv import TABLE, read_labels
 from scalesearch.data.layout import ROLES, Layout, read_layout
+
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 def names(layout: Layout, root: Path) -> dict[str, list[tuple[str, str]]]:
@@ -27,6 +29,20 @@ def refusal(root: Path) -> str:
     with pytest.raises(ValueError, match=r".") as refused:
         read_layout(root)
     return str(refused.value)
+
+
+def test_every_layout_is_right_or_refused_as_it_should_be_and_the_page_says_so() -> None:
+    images = script(DOCS / "images.py")
+    for name, (files, expected) in images.LAYOUTS.items():
+        with case(name):
+            outcome = images.outcome(files, expected)
+            assert outcome.found == ("refused" if isinstance(expected, str) else "right")
+            if isinstance(expected, str):
+                assert images.outcome(files, "another refusal").found.startswith("wrong")
+            else:
+                assert images.outcome(files, expected._replace(test="")).found.startswith("wrong")
+    page = (DOCS / "images.md").read_text()
+    assert images.page(page, "layouts", images.layout_table()) == page, "python docs/images.py"
 
 
 # --- links

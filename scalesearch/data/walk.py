@@ -112,7 +112,7 @@ class _Walk:
         while waiting:
             step = waiting.pop()
             with os.scandir(step.path) as listing:
-                entries = list(listing)
+                entries = sorted(listing, key=lambda entry: entry.name)
             if not entries and step.path != step.of:
                 found.leave_out("empty folders", step.path)
             for entry in entries:
