@@ -80,8 +80,8 @@ def load(spec: DataSpec, *, log: Log = _to_stderr, check: bool = True) -> Data:
     The same spec gives the same images in the same order on every machine. With `check` every image of a folder that
     is used is decoded first, those of the test split as well, and `log` gets what there is to say of them; without, it
     has been done.
-    Raises: OSError: they cannot be fetched. ValueError: the spec does not fit the data set, or images of the user's
-        cannot be read: all of these are named.
+    Raises: OSError: they cannot be fetched, or a folder cannot be listed. ValueError: the spec does not fit the data
+        set, or images of the user's cannot be read: all of these are named.
     """
     from scalesearch.data.splits import cut_val, fingerprint, mean_and_std
 

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalesearch.data.fetch import appearing
-from scalesearch.data.pixels import VERSION, Picture, decoding, read
+from scalesearch.data.pixels import VERSION, Picture, decoding, of_the_system, read, why_not
 from scalesearch.data.spec import Log
-from scalesearch.text import duration, one_line, shown
+from scalesearch.text import duration, shown
 
 THUMBNAIL = (8, 9)  # rows and columns of grey, which near-identical images share
 _LISTED = 20  # unreadable files in a message; a file has all of them
@@ -98,19 +98,8 @@ def _look(path: Path, side: int) -> tuple[Finding, bool]:
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises what its many decoders raise
-        passing = isinstance(error, OSError) and error.errno is not None
-        return Finding("", "", False, False, _reason(error, path)), not passing
+        return Finding("", "", False, False, why_not(error, path)), not of_the_system(error)
     return _finding(picture), True
-
-
-def _reason(error: Exception, path: Path) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = one_line(error).replace(repr(str(path)), "").strip()
-    if text == "cannot identify image file":
-        size = path.stat().st_size
-        return "it is empty" if size == 0 else f"no image of a format that is read, by its {size:,} bytes"
-    return text or type(error).__name__
 
 
 def _finding(picture: Picture) -> Finding:

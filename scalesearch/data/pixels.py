@@ -6,7 +6,10 @@ a colour profile. What has no range that all viewers agree on (32-bit integers, 
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import io
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from scalesearch.text import one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,12 +33,16 @@ SUFFIXES = frozenset(
         *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
     )
 )
-VERSION = 1  # raised with every change of what is read: what was checked before goes by it
+VERSION = 2  # raised with every change of what is read: what was checked before goes by it
 
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
 _REFUSED = {"I": "32-bit integers", "F": "floating point"}
 _ORIENTATION = 0x0112  # of EXIF, and the same number in a TIFF
 _SPACES = {"L": "GRAY", "RGB": "RGB ", "CMYK": "CMYK", "LAB": "Lab "}  # of a profile that fits the mode
+
+
+class ModeError(ValueError):
+    """The file is whole; its mode is one that viewers show differently."""
 
 
 class Picture(NamedTuple):
@@ -47,8 +56,8 @@ class Picture(NamedTuple):
 def read(path: Path, side: int) -> Picture:
     """The image of a file, the shorter side resized to `side` px and the centre kept.
 
-    Raises: ValueError, OSError and whatever else the decoders of Pillow raise where it is no image, is damaged, or has
-        a mode that viewers show differently.
+    Raises: ModeError where it has a mode that viewers show differently. ValueError, OSError and whatever else the
+        decoders of Pillow raise where it is no image or is damaged; `why_not` says it in words.
     """
     from PIL import Image
 
@@ -61,19 +70,71 @@ def read(path: Path, side: int) -> Picture:
         return _square(image, side)._replace(animated=animated)
 
 
+def why_not(error: Exception, path: Path) -> str:
+    """Why `read` cannot read that file, of the exception that it raised, as the end of a sentence."""
+    from PIL import Image, UnidentifiedImageError
+
+    if of_the_system(error):
+        return str(getattr(error, "strerror", error))
+    if isinstance(error, ModeError):
+        return str(error)
+    if isinstance(error, Image.DecompressionBombError):
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        return f"by its header it has more than {most:,} pixels, the most that are read; make it smaller"
+    if isinstance(error, UnidentifiedImageError):
+        size = path.stat().st_size
+        return "it is empty" if size == 0 else f"no image of a format that is read, by its {size:,} bytes"
+    return f"it is damaged or not supported: {one_line(error) or type(error).__name__}"
+
+
+def of_the_system(error: Exception) -> bool:
+    """Whether the file system refused the file, which may be another time; else it is what the file holds."""
+    # A damaged file may lead its decoder to a place before its beginning: the system calls that an invalid argument.
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+
+
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Around all calls of `read`, in this thread and in others: decoders are known, and their warnings kept back.
+    """Around all calls of `read`, in this thread and in others: decoders are known, and what they write kept back.
 
-    They warn of damaged EXIF, large images and unusual palettes, each without a file's name: what is read all the same
-    is right, and what is not raises.
+    They warn of damaged EXIF, large images and unusual palettes, log what else is odd, and libtiff writes to stderr;
+    each without a file's name. What is read all the same is right, and what is not raises.
     """
     from PIL import Image
 
     Image.init()
-    with warnings.catch_warnings():  # the filter is the process's: not for single threads
+    with warnings.catch_warnings(), _quiet_logger(), _quiet_libtiff():  # all are the process's: not for single threads
         warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def _quiet_logger() -> Iterator[None]:
+    logger = logging.getLogger("PIL")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
+def _quiet_libtiff() -> Iterator[None]:
+    """What libtiff finds wrong it writes to stderr; where that matters Pillow raises as well."""
+    from PIL import _imaging
+
+    try:
+        set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler  # of the libtiff that Pillow itself uses
+    except (OSError, AttributeError):  # a Pillow without it, or one that does not show it
+        yield
+        return
+    set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+    before = set_handler(None)
+    try:
+        yield
+    finally:
+        set_handler(before)
 
 
 def _square(image: Image, side: int) -> Picture:
@@ -126,7 +187,7 @@ def _shown(image: Image, *, keep: bool) -> tuple[Image, bool]:
         image = fromarray(np.where(clear, np.uint8(255), grey) if clear.any() else grey)
         return (image if keep else image.convert("RGB")), bool(clear.any())
     if image.mode in _REFUSED:
-        raise ValueError(
+        raise ModeError(
             f"its mode is {image.mode} ({_REFUSED[image.mode]}), which viewers show differently; save it with 8 or 16 "
             "bits per channel"
         )

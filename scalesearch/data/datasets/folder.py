@@ -20,7 +20,7 @@ from scalesearch.data.fetch import cache_directory
 from scalesearch.data.inspection import Finding, inspect, unreadable
 from scalesearch.data.labels_csv import read_labels
 from scalesearch.data.layout import ROLES, Layout, read_layout
-from scalesearch.data.pixels import decoding, read
+from scalesearch.data.pixels import decoding, read, why_not
 from scalesearch.data.room import refuse_too_large
 from scalesearch.data.spec import DataSpec, Log, Source, Split
 from scalesearch.data.splits import cut_test
@@ -178,7 +178,7 @@ def _decode(paths: Sequence[Path], resolution: int, log: Log) -> Tensor:
             out[i] = read(paths[i], resolution).pixels.transpose(2, 0, 1)
         except Exception as error:  # Pillow raises what its many decoders raise
             raise ValueError(
-                f"cannot read the image {shown(paths[i])}: {shown(error)}; replace it or remove it"
+                f"cannot read the image {shown(paths[i])}: {why_not(error, paths[i])}; replace it or remove it"
             ) from error
 
     with decoding(), ThreadPoolExecutor() as pool:
