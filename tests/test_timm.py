@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,10 +17,17 @@ from torch import nn
 
 import scalesearch
 from scalesearch.config import network_of
+from scalesearch.cost import computation
 from scalesearch.model import FactoryError, build, factory, identity, own_resolution, timm_models
 from scalesearch.network import Factory, load
 
 Command = Callable[..., Ended]
+DOCS = Path(__file__).parent.parent / "docs"
+SPEC = importlib.util.spec_from_file_location("timm_page", DOCS / "timm_networks.py")
+assert SPEC is not None
+assert SPEC.loader is not None
+timm_page = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(timm_page)
 
 
 @functools.cache
@@ -92,6 +100,9 @@ FAMILIES = {
     "starnet_s1": (True, True),
     "vgg11": (True, True),
     "xcit_nano_12_p16_224": (True, True),
+    "caformer_s18": (True, True),
+    "cait_xxs24_224": (True, True),  # a layer of it is handed a weight, and not only images
+    "pit_ti_224": (True, True),
     "dla34": (False, True),
     "dpn68": (True, False),
     "legacy_seresnet18": (True, False),
@@ -111,6 +122,8 @@ def test_depth_and_width_multiply_what_the_family_has() -> None:
                     continue
                 twice, half = (params(build(network(name, **{dimension: factor}))) for factor in (2.0, 0.5))
                 assert (twice > own, half < own) == (more, more)
+                for factor in (0.5, 1.3):  # a forward pass, which refuses sizes that do not fit together
+                    assert computation(network(name, **{dimension: factor}))
                 if more and dimension == "width":
                     assert 1.3 * own < twice < 4.1 * own
 
@@ -193,3 +206,17 @@ def test_a_search_on_a_network_of_timm_ends(command: Command, tmp_path: Path) ->
     ended = command("run", *words, *small, *grid, "--json")
     assert ended.code == 0, ended.output
     assert ended.answer
+
+
+def test_the_page_shows_what_networks_of_twenty_families_come_to() -> None:
+    """What needs no training is counted again; the page is as its script writes it."""
+    text = (DOCS / "timm.md").read_text()
+    found = timm_page.rows(text)
+    assert tuple(found) == timm_page.NAMES
+    assert timm_page.page(text, found) == text
+    assert len({row[1] for row in found.values()}) >= 20
+    for name, row in found.items():
+        with case(name):
+            assert row[:7] == timm_page.counted(name)
+            assert all(row[7:])
+            assert len(row) == len(timm_page.HEAD)

@@ -164,6 +164,10 @@ def _watched(module: nn.Module, network: Factory, *, real: bool) -> tuple[Any, _
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as open_:
         open_.enter_context(torch.no_grad())
+        for weight in module.parameters():  # torch's counter refuses a weight, or a view of one, that a module is given
+            if weight.requires_grad:
+                open_.callback(weight.requires_grad_, True)
+                weight.requires_grad_(False)
         if real:  # the fused forms of attention on the CPU are not in torch's table of counts
             open_.enter_context(sdpa_kernel(SDPBackend.MATH))
             open_.callback(torch.backends.mha.set_fastpath_enabled, fast_path)

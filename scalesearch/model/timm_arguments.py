@@ -30,6 +30,7 @@ _BESIDE = (  # multiplied where one of the others is: alone they are no width of
 )
 _HEADS = ("num_heads", "heads", "num_heads_outer", "head_dim")
 _READ = ("round_chs_fn", "block_args", "se_downsamples")
+_HEAD = 32
 _NOT_OURS = ("norm_kwargs", "attn_kwargs", "self_attn_kwargs", "feature_info", "head")
 
 
@@ -126,6 +127,7 @@ def _walked(fields: dict[str, Any], factors: Factors) -> dict[str, Any]:
         if _is_stage(name, value):
             done[name] = [factors.blocks(one) if place == 3 else one for place, one in enumerate(value)]
             done[name][:3] = [factors.channels(one) for one in value[:3]]
+            done["stem_chs"] = _each(fields["stem_chs"], factors.channels)
         elif name not in _NOT_OURS and _holds_configs(value):
             done[name] = _config(value, factors)
     if "blocks" in fields:
@@ -203,7 +205,7 @@ def _channels(name: str, fields: Mapping[str, Any], factors: Factors) -> Any:
     if name not in _CHANNELS:
         return _each(value, factors.channels)
     if "se_downsamples" in fields:  # FastViT: a convolution between stages has a group for each channel that comes in
-        first = factors.channels(value[0])
+        first = factors.channels(value[0], 4 if "attention" in fields.get("token_mixers", ()) else 1)
         return type(value)(first * one // value[0] for one in value)
     parts = _parts(value, fields)
     if isinstance(value, list | tuple) and len(parts) == len(value):
@@ -218,6 +220,8 @@ def _parts(value: Any, fields: Mapping[str, Any]) -> list[int]:
         return [max(1, round(fields["gs"] / fields.get("br", 1)))]
     if "w0" in fields:  # of a RegNet, which takes multiples of 8 alone
         return [8]
+    if any(getattr(one, "__name__", "") == "Attention" for one in _listed(fields.get("token_mixers"))):
+        return [_HEAD]  # of a MetaFormer's attention, whose class has no argument for it
     if "transformer_cfg" in fields:
         return [int(fields["transformer_cfg"].dim_head)]
     if "head_dim" in fields and isinstance(fields["head_dim"], int) and "num_heads" not in fields:
@@ -228,6 +232,10 @@ def _parts(value: Any, fields: Mapping[str, Any]) -> list[int]:
     if isinstance(value, int):  # of the first stage; each stage has twice the channels of the one before
         return [math.lcm(*(number // math.gcd(number, 2**stage) for stage, number in enumerate(heads)))]
     return [number if isinstance(number, int) else 1 for number in heads]
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def _convolutional(arguments: dict[str, Any], factors: Factors) -> None:
