@@ -41,6 +41,7 @@ class Stage:
     squeeze_excite: the ratio of the squeezed channels to the block's input (inverted residuals, as the released
         EfficientNet code has it), to its inner channels (MobileNetV3) or to its output; 0 means none.
     groups: of the kxk convolution. heads: of the attention, 0 where there is none. Both divide the channels they part.
+    first_kernel: of a depthwise convolution before the expansion (MobileNetV4); 0 means none.
     activation: None is the network's.
     """
 
@@ -53,11 +54,14 @@ class Stage:
     squeeze_excite: Annotated[float, between(0, 1)] = 0.0
     groups: Annotated[int, between(1, MAX_CHANNELS)] = 1
     heads: Annotated[int, between(0, MAX_CHANNELS)] = 0
+    first_kernel: Annotated[int, between(0, 31)] = 0
     activation: Activation | None = None
 
     def __post_init__(self) -> None:
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel is {self.kernel}; it must be odd")
+        if self.first_kernel and self.first_kernel % 2 == 0:
+            raise ValueError(f"first_kernel is {self.first_kernel}; it must be 0, or odd")
         if 0 < self.squeeze_excite < 1 / 64:
             raise ValueError(f"squeeze_excite is {self.squeeze_excite}; it must be 0, or a number from 1/64 to 1")
 

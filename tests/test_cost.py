@@ -133,6 +133,7 @@ def test_odd_sides_kernels_and_strides_cost_what_torch_counts() -> None:
     for turn, (kernel, stride) in enumerate(product((1, 3, 5, 7), (1, 2, 4))):
         side = (2, 7, 33)[(turn + turn // 3) % 3]
         wanted = {"channels": 7, "kernel": kernel, "stride": stride, "expand": 2.5, "squeeze_excite": 0.3}
+        wanted["first_kernel"] = 5 if kernel == 1 or turn % 2 else 0  # a uib's stride needs one of its two kernels
         for name in strided:
             given = {field: value for field, value in wanted.items() if field in BLOCKS[name].fields}
             network = Network(
@@ -329,7 +330,7 @@ def test_nonsense_in_a_table_is_refused_by_row_and_field(tmp_path: Path) -> None
 
 def test_every_block_refuses_each_field_that_it_does_not_read() -> None:
     others: dict[str, Any] = {"channels": 32, "kernel": 7, "stride": 2, "expand": 3, "squeeze_excite": 0.125}
-    others |= {"groups": 2, "heads": 8, "activation": "silu"}
+    others |= {"groups": 2, "heads": 8, "first_kernel": 5, "activation": "silu"}
     assert {"block", "repeats", *others} == {field.name for field in fields(Stage)}
     for case_name, network in block_networks().items():
         (stage,) = network.stages

@@ -142,7 +142,16 @@ def test_a_block_leaves_its_input_alone(block_network: Network) -> None:
 def test_every_field_of_a_row_is_read_by_the_blocks_that_say_so(block_network: Network) -> None:
     """Another value gives another network: other records, or at least other numbers."""
     (stage,) = block_network.stages
-    others = {"channels": 32, "kernel": 7, "stride": 4, "expand": 4, "squeeze_excite": 1, "groups": 2, "heads": 8}
+    others = {
+        "channels": 32,
+        "kernel": 7,
+        "stride": 4,
+        "expand": 4,
+        "squeeze_excite": 1,
+        "groups": 2,
+        "heads": 8,
+        "first_kernel": 5,
+    }
     fields = set(BLOCKS[stage.block].fields)
     if BLOCKS[stage.block].gives == "tokens":
         fields -= {"channels"}  # of which the next transformer would hear
@@ -348,7 +357,7 @@ def test_parameter_counts_are_torchvisions(name: str, baselines: dict[str, Netwo
 
 
 AT_FIRST: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
-    **dict.fromkeys(("mbconv", "bneck", "fused_mbconv"), lambda block, x: x),
+    **dict.fromkeys(("mbconv", "bneck", "fused_mbconv", "uib"), lambda block, x: x),
     **dict.fromkeys(("basic", "bottleneck", "regnet"), lambda block, x: F.relu(shortcut(block, x))),
     **dict.fromkeys(("preact_basic", "preact_bottleneck"), lambda block, x: shortcut(block, x)),
 }
@@ -368,8 +377,9 @@ def begins_at_zero(block: nn.Module) -> bool:
 
 def zeroed(block: str, *, channels: int) -> Network:
     """Blocks of which the first changes the channels, unless there are 16."""
-    expand = 2 if "expand" in BLOCKS[block].fields else 1
-    return tiny(Stage(block=block, channels=channels, repeats=3, expand=expand, squeeze_excite=0.5), stem=16)
+    given = {"expand": 2, "squeeze_excite": 0.5}
+    read = {name: value for name, value in given.items() if name in BLOCKS[block].fields}
+    return tiny(Stage(block=block, channels=channels, repeats=3, **read), stem=16)
 
 
 def test_the_blocks_that_begin_at_zero_are_these() -> None:

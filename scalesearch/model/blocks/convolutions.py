@@ -114,3 +114,22 @@ class PooledLinear(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.activation(self.linear(x.mean((2, 3))))[:, :, None, None]
+
+
+class PooledConvolution(Block):
+    """Global average pooling, 1x1 convolution, norm, activation: the last row of MobileNetV4 (arXiv:2404.10518)."""
+
+    name = "pooled_conv_norm"
+    fields = ("channels", "activation")
+    gives = "pooled"
+    conv: Layer
+    norm: Layer
+
+    @staticmethod
+    def layers(place: Place) -> Layers:
+        return Layers(
+            conv=Convolution(place.in_channels, place.channels, 1), norm=BatchNorm(place.channels, place.norm_epsilon)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.norm(self.conv(x.mean((2, 3), keepdim=True))))

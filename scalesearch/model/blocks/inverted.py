@@ -1,11 +1,11 @@
-"""Inverted residuals: wide inside and narrow outside, as in MobileNetV2 and V3, EfficientNet and EfficientNetV2."""
+"""Inverted residuals: wide inside and narrow outside, as in MobileNetV2 to V4, EfficientNet and EfficientNetV2."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scalesearch.model.blocks.block import GatedBlock, Layer, gate_layers
+from scalesearch.model.blocks.block import Block, GatedBlock, Layer, gate_layers
 from scalesearch.model.records import BatchNorm, Convolution, Layers
 from scalesearch.network import Place
 from scalesearch.scaling import round_channels
@@ -117,4 +117,57 @@ class FusedInvertedResidual(GatedBlock):
         y = self.gated(self.activation(self.expand_norm(self.expand(x))))
         if hasattr(self, "project"):
             y = self.project_norm(self.project(y))
+        return x + y if self.residual else y
+
+
+class UniversalInvertedBottleneck(Block):
+    """MobileNetV4's block (arXiv:2404.10518): a depthwise convolution before the expansion, behind it, both, or none.
+
+    The one before has `first_kernel`, and no activation; the one behind has `kernel`, and is left out where that is 1.
+    The last of them has the stride. Expanded channels are multiples of 8.
+    """
+
+    name = "uib"
+    fields = ("channels", "kernel", "stride", "expand", "first_kernel", "activation")
+    first: Layer  # with its norm absent where the row has no `first_kernel`
+    first_norm: Layer
+    expand: Layer
+    expand_norm: Layer
+    depthwise: Layer  # with its norm absent where the row's `kernel` is 1
+    depthwise_norm: Layer
+    project: Layer
+    project_norm: Layer
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self.residual = place.stride == 1 and place.in_channels == place.channels
+        if self.residual:
+            nn.init.zeros_(self.get_parameter("project_norm.weight"))
+
+    @staticmethod
+    def layers(place: Place) -> Layers:
+        stage, epsilon, entering, layers = place.stage, place.norm_epsilon, place.in_channels, Layers()
+        hidden, side, stride = round_channels(entering * stage.expand), place.in_resolution, place.stride
+        if stride > 1 and stage.kernel == 1 and not stage.first_kernel:
+            raise ValueError(f"stride is {stride}; of a uib without a kernel above 1 it must be 1")
+        if stage.first_kernel:
+            own = 1 if stage.kernel > 1 else stride
+            side = place.in_resolution if own == 1 else place.resolution
+            layers["first"] = Convolution(entering, entering, side, stage.first_kernel, own, entering)
+            layers["first_norm"] = BatchNorm(entering, epsilon)
+        layers["expand"] = Convolution(entering, hidden, side)
+        layers["expand_norm"] = BatchNorm(hidden, epsilon)
+        if stage.kernel > 1:
+            layers["depthwise"] = Convolution(hidden, hidden, place.resolution, stage.kernel, stride, hidden)
+            layers["depthwise_norm"] = BatchNorm(hidden, epsilon)
+        layers["project"] = Convolution(hidden, place.channels, place.resolution)
+        layers["project_norm"] = BatchNorm(place.channels, epsilon)
+        return layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first_norm(self.first(x)) if hasattr(self, "first") else x
+        y = self.activation(self.expand_norm(self.expand(y)))
+        if hasattr(self, "depthwise"):
+            y = self.activation(self.depthwise_norm(self.depthwise(y)))
+        y = self.project_norm(self.project(y))
         return x + y if self.residual else y
