@@ -55,6 +55,17 @@ NETWORKS = {
             {"block": "regnet", "channels": 32, "repeats": 2, "expand": 1, "groups": 4, "squeeze_excite": 0.25},
         ],
     },
+    "universal": {
+        "resolution": 32,
+        "activation": "relu",
+        "stem": {"block": "conv_norm", "stride": 2, "channels": 8},
+        "stages": [
+            {"block": "uib", "channels": 16, "stride": 2, "kernel": 5, "expand": 3, "first_kernel": 5},
+            {"block": "uib", "channels": 16, "repeats": 2, "kernel": 3, "expand": 2},
+            {"block": "uib", "channels": 16, "kernel": 1, "expand": 4, "first_kernel": 3},
+        ],
+        "head": {"block": "pooled_conv_norm", "channels": 40},
+    },
     "preactivation": {
         "resolution": 16,
         "activation": "relu",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import factories
 import pytest
 import timm
 import torch
-from conftest import Ended, case
+from conftest import Ended, case, script
 from timm.models import model_entrypoint
 from torch import nn
 
@@ -23,11 +22,7 @@ from scalesearch.network import Factory, load
 
 Command = Callable[..., Ended]
 DOCS = Path(__file__).parent.parent / "docs"
-SPEC = importlib.util.spec_from_file_location("timm_page", DOCS / "timm_networks.py")
-assert SPEC is not None
-assert SPEC.loader is not None
-timm_page = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(timm_page)
+timm_page = script(DOCS / "timm_networks.py")
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scalesearch.model.blocks.block import Block, GatedBlock, Layer, gate_layers
+from scalesearch.model.blocks.block import GatedBlock, Layer, gate_layers
 from scalesearch.model.records import BatchNorm, Convolution, Layers
 from scalesearch.network import Place
 from scalesearch.scaling import round_channels
@@ -21,7 +21,7 @@ class InvertedResidual(GatedBlock):
     fields = ("channels", "kernel", "stride", "expand", "squeeze_excite", "activation")
     expand: Layer  # with its norm absent where the row's `expand` is 1
     expand_norm: Layer
-    depthwise: Layer
+    depthwise: Layer  # absent only of a subclass
     depthwise_norm: Layer
     project: Layer
     project_norm: Layer
@@ -39,12 +39,15 @@ class InvertedResidual(GatedBlock):
         return _layers(place, hidden, int(place.in_channels * stage.squeeze_excite))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x
-        if hasattr(self, "expand"):
-            y = self.activation(self.expand_norm(self.expand(y)))
-        y = self.activation(self.depthwise_norm(self.depthwise(y)))
-        y = self.project_norm(self.project(self.gated(y)))
+        y = self.branch(x)
         return x + y if self.residual else y
+
+    def branch(self, x: Tensor) -> Tensor:
+        if hasattr(self, "expand"):
+            x = self.activation(self.expand_norm(self.expand(x)))
+        if hasattr(self, "depthwise"):
+            x = self.activation(self.depthwise_norm(self.depthwise(x)))
+        return self.project_norm(self.project(self.gated(x)))
 
 
 class HardInvertedResidual(InvertedResidual):
@@ -120,7 +123,7 @@ class FusedInvertedResidual(GatedBlock):
         return x + y if self.residual else y
 
 
-class UniversalInvertedBottleneck(Block):
+class UniversalInvertedBottleneck(InvertedResidual):
     """MobileNetV4's block (arXiv:2404.10518): a depthwise convolution before the expansion, behind it, both, or none.
 
     The one before has `first_kernel`, and no activation; the one behind has `kernel`, and is left out where that is 1.
@@ -131,18 +134,6 @@ class UniversalInvertedBottleneck(Block):
     fields = ("channels", "kernel", "stride", "expand", "first_kernel", "activation")
     first: Layer  # with its norm absent where the row has no `first_kernel`
     first_norm: Layer
-    expand: Layer
-    expand_norm: Layer
-    depthwise: Layer  # with its norm absent where the row's `kernel` is 1
-    depthwise_norm: Layer
-    project: Layer
-    project_norm: Layer
-
-    def __init__(self, place: Place) -> None:
-        super().__init__(place)
-        self.residual = place.stride == 1 and place.in_channels == place.channels
-        if self.residual:
-            nn.init.zeros_(self.get_parameter("project_norm.weight"))
 
     @staticmethod
     def layers(place: Place) -> Layers:
@@ -164,10 +155,5 @@ class UniversalInvertedBottleneck(Block):
         layers["project_norm"] = BatchNorm(place.channels, epsilon)
         return layers
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.first_norm(self.first(x)) if hasattr(self, "first") else x
-        y = self.activation(self.expand_norm(self.expand(y)))
-        if hasattr(self, "depthwise"):
-            y = self.activation(self.depthwise_norm(self.depthwise(y)))
-        y = self.project_norm(self.project(y))
-        return x + y if self.residual else y
+    def branch(self, x: Tensor) -> Tensor:
+        return super().branch(self.first_norm(self.first(x)) if hasattr(self, "first") else x)
