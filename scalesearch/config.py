@@ -57,10 +57,11 @@ class Search:
 class Selection:
     """Which candidate is chosen of those that were trained, as `selection.select` does it.
 
-    rule: "best", or "cheapest_tied": of the best and its ties the one that needs least of `metric`.
+    rule: "posterior", the highest accuracy that all trainings together let expect; "best", the highest mean; or
+    "cheapest_tied": of the best and its ties the one that needs least of `metric`.
     """
 
-    rule: Literal["best", "cheapest_tied"]
+    rule: Literal["posterior", "best", "cheapest_tied"]
     metric: METRIC
 
 

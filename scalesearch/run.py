@@ -61,7 +61,7 @@ def search_and_scale(settings: StudySettings, session: Session) -> tuple[list[Tr
             trials, stopped = _train_candidates(settings, session, study, plan, data, init, log)
             write_trials(study, settings, trials, stopped)
             chance = _chance(settings, data, trials)
-            choice = _choose(settings, trials, stopped, chance)
+            choice = _choose(settings, session, trials, stopped, chance)
             if not isinstance(choice, Choice):
                 return trials, choice and _nothing(settings, trials, stopped, choice, chance, log)
             chosen = next(candidate for candidate in plan.candidates if candidate.id == choice.chosen)
@@ -131,7 +131,11 @@ def _chance(settings: StudySettings, data: Data, trials: Sequence[TrialResult]) 
 
 
 def _choose(
-    settings: StudySettings, trials: Sequence[TrialResult], stopped: Mapping[str, str], chance: Chance
+    settings: StudySettings,
+    session: Session,
+    trials: Sequence[TrialResult],
+    stopped: Mapping[str, str],
+    chance: Chance,
 ) -> Choice | Unlearnt | None:
     """Of the trainings of the whole recipe; None where no candidate that may be chosen has finished one.
 
@@ -158,6 +162,7 @@ def _choose(
         metric=settings.selection.metric,
         contenders=contenders,
         macs_ratio=settings.budget.macs_ratio,
+        workers=session.evaluator(settings.data).slots,
     )
 
 

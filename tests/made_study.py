@@ -17,6 +17,7 @@ from scalesearch.evaluation import Evaluation, Outcome
 from scalesearch.ledger import Ledger, evaluation_key
 from scalesearch.search import BASELINE, Candidate, Plan, TrialResult
 from scalesearch.selection import select
+from scalesearch.selection import words as words_of
 from scalesearch.study import Study, StudySettings
 from scalesearch.training import Result
 
@@ -76,7 +77,14 @@ def made(
     stopped: Mapping[str, int] | None = None,
 ) -> Made:
     """A study whose candidates have each image right with a known chance; `stopped` gives some fewer seeds."""
-    given = ("search=grid", f"recipe.seeds={seeds}", f"workspace={place / 'workspace'}", "study=made", *words)
+    given = (
+        "search=grid",
+        "selection=best",
+        f"recipe.seeds={seeds}",
+        f"workspace={place / 'workspace'}",
+        "study=made",
+        *words,
+    )
     experiment = study_settings(*given)
     network, rounding = experiment.proxy_network
     plan = search.candidates(network, experiment.grid, experiment.budget, rounding)
@@ -107,7 +115,11 @@ def made(
     (experiment.directory / "stopped.json").write_text(json.dumps(dict.fromkeys(stopped or {}, "worse")))
     choice.candidates.to_csv(experiment.directory / "candidates.csv", index=False)
     row = {"name": "big", "phi": 1.0, "nominal_ratio": 2.0, "macs_ratio": 2.2, "params": 4_000_000}
-    result = {"selection": asdict(rule), "chosen": {"id": choice.chosen}, "variants": [row]}
+    decision, taken = choice.decision, next(one for one in plan.candidates if one.id == choice.chosen)
+    values = None if decision is None else decision.values()
+    if values is not None:
+        values["sentence"] = words_of(values, asdict(taken.coefficients))
+    result = {"decision": values, "selection": asdict(rule), "chosen": {"id": choice.chosen}, "variants": [row]}
     (experiment.directory / "result.json").write_text(json.dumps(result))
     return study
 

@@ -282,7 +282,7 @@ def test_settings_from_before_there_was_a_rule_mean_the_best_mean() -> None:
     with open_dict(composed):
         del composed["selection"]
     made = question("run", composed)
-    assert made.selection == question("run", compose("run")).selection == Selection("best", "macs")
+    assert made.selection == Selection("best", "macs") != question("run", compose("run")).selection
     assert made.study == question("run", compose("run")).study
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from scalesearch import figures
-from scalesearch.figures.study import accuracy_against_macs, coefficients_parallel, family_cost
+from scalesearch.figures.study import accuracy_against_macs, coefficients_parallel, family_cost, split_triangle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +63,15 @@ def family_table(phis: list[float]) -> pd.DataFrame:
     )
 
 
+def decision_table(candidates: pd.DataFrame) -> pd.DataFrame:
+    """The same candidates as a decision has them; the fewer the accuracies, the fewer the rows."""
+    table = candidates[candidates["val_accuracy_mean"].notna() & (candidates["candidate"] != "baseline")].copy()
+    score = np.exp(2000 * (table["val_accuracy_mean"] - table["val_accuracy_mean"].max()))
+    table["probability_best"] = score / score.sum()
+    table["expected_regret"] = table["val_accuracy_mean"].max() - table["val_accuracy_mean"] + 0.0003
+    return table.rename(columns={"tied": "as_good"})
+
+
 CASES = {
     "usual": {"candidates": candidates_table(14), "family": family_table([0, 1, 2, 3, 4])},
     "some failed": {"candidates": candidates_table(14, failed=3), "family": family_table([0, 0.4, 1.7])},
@@ -77,6 +86,9 @@ CASES = {
         "family": family_table([2, 0, 1]),
     },
 }
+
+for tables in CASES.values():
+    tables["decision"] = decision_table(tables["candidates"])
 
 
 def part(figure: Figure, gid: str) -> Any:
@@ -125,10 +137,14 @@ def test_every_figure_is_written_as_png_and_as_svg(case: str, written: Callable[
 
 
 def test_svg_has_the_axis_labels_as_text(written: Callable[[str], list[Path]]) -> None:
+    from matplotlib.text import Annotation
+
     files = {file.name: file for file in written("usual")}
     for name, drawing in figures.FIGURES.items():
         figure = drawing.draw(drawing.data(CASES["usual"][drawing.TABLE]))
         labels = {label for axes in figure.axes for label in (axes.get_xlabel(), axes.get_ylabel()) if label}
+        texts_of = [text for axes in figure.axes for text in axes.texts if not isinstance(text, Annotation)]
+        labels |= {text.get_text() for text in texts_of}
         assert labels, name
         found = {e.text for e in ElementTree.parse(files[f"{name}.svg"]).iter() if e.tag.endswith("}text")}
         assert labels <= found, name
@@ -181,15 +197,16 @@ def test_only_figures_of_the_given_tables_are_drawn(tmp_path: Path) -> None:
 
 
 def test_an_unknown_table_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no figure reads a table 'trails', only candidates or family"):
+    with pytest.raises(ValueError, match="no figure reads a table 'trails', only candidates, decision or family"):
         figures.draw_all({"trails": CASES["usual"]["family"]}, tmp_path, title="")
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_a_missing_column_is_named(name: str) -> None:
     drawing = figures.FIGURES[name]
-    table = CASES["usual"][drawing.TABLE].drop(columns="macs_ratio")
-    with pytest.raises(ValueError, match="needs the column 'macs_ratio'"):
+    column = "expected_regret" if drawing.TABLE == "decision" else "macs_ratio"
+    table = CASES["usual"][drawing.TABLE].drop(columns=column)
+    with pytest.raises(ValueError, match=f"needs the column '{column}'"):
         drawing.data(table)
 
 
@@ -348,3 +365,26 @@ def test_family_points_and_lines_are_the_tables(case: str) -> None:
     np.testing.assert_allclose(part(figure, "product").get_xydata(), table[["phi", "product_ratio"]])
     for resolution, depth in zip(table["resolution"], table["depth"], strict=True):
         assert f"{resolution} px, {depth} blocks" in texts(figure)
+
+
+@pytest.mark.parametrize("case", ["usual", "some failed", "all failed", "one candidate", "sixty"])
+def test_the_triangle_has_each_candidate_at_its_shares_of_the_cost(case: str) -> None:
+    table = CASES[case]["decision"]
+    numbers = split_triangle.data(table)
+    figure = split_triangle.draw(numbers)
+    (alpha, beta, gamma), corners = table[["alpha", "beta", "gamma"]].to_numpy(float).T, split_triangle.CORNERS
+    np.testing.assert_allclose(numbers.shares.sum(1), 1)
+    np.testing.assert_allclose(numbers.shares[:, 1], 2 * np.log(beta) / np.log(alpha * beta**2 * gamma**2))
+    drawn = 0
+    for group in split_triangle.GROUPS:
+        rows = np.array([one == group for one in numbers.group], dtype=bool)
+        if rows.any():
+            points = part(figure, f"points-{group}")
+            drawn += len(points.get_offsets())
+            np.testing.assert_allclose(np.asarray(points.get_offsets()), numbers.shares[rows] @ [*corners.values()])
+            sizes = points.get_sizes()
+            assert list(np.argsort(sizes)) == list(np.argsort(numbers.probability_best[rows]))
+    assert drawn == len(table)
+    if len(table) > 3:
+        for place, name in enumerate(("depth", "width", "resolution")):  # the first three have one dimension alone
+            np.testing.assert_allclose(numbers.shares[place] @ [*corners.values()], corners[name], atol=1e-12)

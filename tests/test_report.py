@@ -68,7 +68,7 @@ def test_a_choice_that_the_trainings_do_not_give_is_refused(tmp_path: Path) -> N
 def test_a_study_from_before_there_was_a_rule_is_read(tmp_path: Path) -> None:
     study = made(tmp_path, seeds=2)
     result = json.loads((study.directory / "result.json").read_text())
-    del result["selection"]
+    del result["selection"], result["decision"]
     (study.directory / "result.json").write_text(json.dumps(result))
     settings = from_yaml(study.directory / "settings.yaml")
     del settings["selection"]
@@ -102,8 +102,9 @@ def test_a_real_study_is_reported_answered_anew_and_reported_again(
     monkeypatch.chdir(tmp_path)
     code, before, message = command("run", *TINY, "--json")
     assert code == 0, message
-    assert before["selection"] == {"rule": "best", "metric": "macs"}
-    assert before["best"]["id"] == before["chosen"]["id"]
+    assert before["selection"] == {"rule": "posterior", "metric": "macs"}
+    assert before["decision"]["chosen"] == before["chosen"]["id"]
+    assert next(iter(before)) == "decision"
     directory = tmp_path / "workspace" / "studies" / "tiny"
     written = (directory / "report.md").read_text()
     (directory / "report.md").unlink()
@@ -125,7 +126,7 @@ def test_a_real_study_is_reported_answered_anew_and_reported_again(
     assert now["seeds"] == 2
 
     # another rule needs no new training, and names both; all are tied, and no network needs least of everything
-    tied = {before["best"]["id"], *(row["id"] for row in before["chosen"]["tied_with"])}
+    tied = {before["best"]["id"], before["chosen"]["id"], *(row["id"] for row in before["chosen"]["tied_with"])}
     assert len(tied) == 3
     with (directory / "candidates.csv").open(newline="") as file:
         rows = {row["candidate"]: row for row in csv.DictReader(file)}
@@ -140,8 +141,8 @@ def test_a_real_study_is_reported_answered_anew_and_reported_again(
     assert after["chosen"]["id"] == cheapest[metric]
     assert {after["chosen"]["id"], *(row["id"] for row in after["chosen"]["tied_with"])} == tied
     needs = f"{after['chosen']['id']} needs the least of {metric} (selection=cheapest_tied)"
-    assert re.search(rf"best: {after['best']['id']} \(.*{re.escape(needs)}", cheap.output)
-    assert re.search("(cannot be told from|tied with) the best at 95 %: ", cheap.output)
+    assert re.search(rf"best mean: {after['best']['id']} \(.*{re.escape(needs)}", cheap.output)
+    assert re.search("(cannot be told from|tied with) the best mean at 95 %: ", cheap.output)
     written = (directory / "report.md").read_text()
     assert f"of the best and its ties the least {metric}" in written
     assert "More than the choice and the 1x network" in written  # two choices have seen the test split by now

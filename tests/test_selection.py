@@ -7,6 +7,7 @@ import itertools
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from made_up import CANDIDATES, ONE_TIMES, first, simulate, trial
 from scalesearch.budget import Footprint
 from scalesearch.cost import Cost
 from scalesearch.search import BASELINE, Candidate, TrialResult
-from scalesearch.selection import Choice, interval, select, trials_table
+from scalesearch.selection import Choice, interval, select, trials_table, words
 
 
 def admitted(choice: Choice) -> set[str]:
@@ -372,7 +373,7 @@ def test_a_metric_or_a_rule_that_nobody_knows_is_refused_with_those_that_are_kno
         ValueError, match=r"'latency_ms', which candidates do not have; they have product, macs, .*train"
     ):
         select(rows, confidence=0.95, metric="latency_ms")
-    with pytest.raises(ValueError, match=r"rule is 'worst' .known: best, cheapest_tied."):
+    with pytest.raises(ValueError, match=r"rule is 'worst' .known: posterior, best, cheapest_tied."):
         select(rows, confidence=0.95, rule="worst")
 
 
@@ -385,3 +386,83 @@ def test_the_rules_are_those_of_the_configuration() -> None:
         Selection("cheapest_tie", "macs")
     with pytest.raises(ValueError, match=r"selection\.metric is 'flops' .known: macs, .*train_seconds"):
         Selection("best", "flops")
+
+
+# The decision.
+
+
+def made_scores(truth: list[float], seeds: int, images: int = 4000, start: int = 0) -> list[TrialResult]:
+    """Trainings of the first candidates, with each image right by chance."""
+    chance = np.random.default_rng(start)
+    return [
+        trial(CANDIDATES[place], seed, chance.random(images) < accuracy)
+        for place, accuracy in enumerate(truth)
+        for seed in range(seeds)
+    ]
+
+
+def test_a_clear_winner_is_decided_for_and_nothing_is_as_good() -> None:
+    choice = select(made_scores([0.7, 0.9, 0.7, 0.7], 3), confidence=0.95, rule="posterior", workers=2)
+    decision = choice.decision
+    assert decision is not None
+    assert (decision.chosen, choice.chosen, choice.best) == (CANDIDATES[1].id,) * 3
+    assert decision.as_good == ()
+    assert decision.probability > 0.99
+    assert decision.regret < 1e-4
+    assert "no other candidate may be the best" in words(decision.values(), asdict(CANDIDATES[1].coefficients))
+    assert sum(decision.table["probability_best"]) == pytest.approx(1)
+    assert decision.table["candidate"].iloc[0] == decision.chosen
+
+
+def test_where_nothing_differs_all_are_as_good_and_the_text_names_their_range() -> None:
+    choice = select(made_scores([0.8] * 4, 2), confidence=0.95, rule="posterior")
+    decision = choice.decision
+    assert decision is not None
+    assert len(decision.as_good) >= 2
+    coefficients = [one.coefficients for one in CANDIDATES[:4] if one.id in (decision.chosen, *decision.as_good)]
+    assert decision.spans["alpha"] == (min(c.alpha for c in coefficients), max(c.alpha for c in coefficients))
+    text = words(decision.values(), asdict(coefficients[0]))
+    assert "the best may as well be" in text
+    assert "A further 10 minutes" in text
+
+
+def test_the_decision_is_about_the_choice_whatever_rule_made_it() -> None:
+    rows = made_scores([0.80, 0.805, 0.79, 0.8], 3)
+    of = {
+        rule: select(rows, confidence=0.95, rule=rule, metric="params")
+        for rule in ("posterior", "best", "cheapest_tied")
+    }
+    for rule, choice in of.items():
+        assert choice.decision is not None
+        assert choice.decision.chosen == choice.chosen, rule
+    regrets = {rule: choice.decision.regret for rule, choice in of.items() if choice.decision is not None}
+    assert regrets["posterior"] == min(regrets.values())
+
+
+def test_a_stopped_candidate_is_not_decided_for_and_counts_as_what_was_missed() -> None:
+    rows = made_scores([0.7, 0.9, 0.7, 0.7], 3)
+    free = [one.id for one in CANDIDATES[:4] if one.id != CANDIDATES[1].id]
+    choice = select(rows, confidence=0.95, rule="posterior", contenders=free)
+    assert choice.decision is not None
+    assert choice.decision.chosen in free
+    assert choice.decision.regret == pytest.approx(0.2, abs=0.02)
+
+
+def test_a_single_training_is_no_decision_and_the_best_is_chosen() -> None:
+    choice = select(made_scores([0.7, 0.9], 1), confidence=0.95, rule="posterior")
+    assert choice.decision is None
+    assert choice.chosen == choice.best == CANDIDATES[1].id
+
+
+def test_more_workers_and_shorter_trainings_buy_more() -> None:
+    rows = made_scores([0.80, 0.803, 0.79, 0.8], 2)
+    further = []
+    for workers in (1, 4, 64):
+        decision = select(rows, confidence=0.95, rule="posterior", workers=workers).decision
+        assert decision is not None
+        assert decision.further is not None
+        further.append(decision.further)
+    trainings, regrets = [one.trainings for one in further], [one.regret for one in further]
+    assert trainings == sorted(trainings)
+    assert trainings[0] * 4 == pytest.approx(trainings[1], abs=4)
+    assert regrets == sorted(regrets, reverse=True)

@@ -33,7 +33,7 @@ GROUPS = {
     "budget": "double",
     "grid": "default",
     "search": "race",
-    "selection": "best",
+    "selection": "posterior",
     "data": "fashion_mnist",
     "executor": "local",
     "tracking": "mlflow",
@@ -115,6 +115,7 @@ def _show(out: Screen, settings: StudySettings, answer: Answer) -> None:
     from scalesearch.training import metric_title
 
     values, chosen = answer.values, answer.values["chosen"]
+    _show_decision(out, values)
     _show_candidates(out, settings, answer)
     out.say(
         f"chosen: {chosen['id']}, alpha (depth) = {chosen['alpha']:g}, beta (width) = {chosen['beta']:g}, "
@@ -130,6 +131,22 @@ def _show(out: Screen, settings: StudySettings, answer: Answer) -> None:
     )
     show_family(out, settings.baseline.name, answer.chosen.coefficients, settings.rounding, values["variants"])
     _show_counts(out, settings, values["evaluations"], "tables, figures, coefficients.yaml and variants")
+
+
+def _show_decision(out: Screen, values: Mapping[str, Any]) -> None:
+    """What to do, and what it needs where the compute is doubled."""
+    from scalesearch.commands._family import footprint_words
+
+    if (decision := values["decision"]) is None:
+        out.say("no decision: fewer than three trainings, or a single network, say nothing of how sure a choice is")
+    else:
+        out.say(f"decision: {decision['sentence']}")
+    if (first := next((row for row in values["variants"] if row["phi"] == 1), None)) is not None:
+        needs = [f"{name} {words}" for name, words in footprint_words(first).items()]
+        out.say(
+            f"the split needs at phi = 1: {count(first['macs'])} multiply-adds, {count(first['params'])} parameters"
+            + "".join(f", {each.replace('_ms', '').replace('_', ' ')}" for each in needs)
+        )
 
 
 def _show_counts(out: Screen, settings: StudySettings, counts: Mapping[str, int], files: str) -> None:
@@ -185,12 +202,14 @@ def _show_ties(out: Screen, settings: StudySettings, answer: Answer) -> None:
     best, chosen = values["best"], values["chosen"]
     whose, tied = "it", chosen["tied_with"]
     if best["id"] != chosen["id"]:
-        whose = "the best"
+        whose = "the best mean"
         tied = [row | {"id": row["candidate"]} for row in table[table["tied"]].to_dict("records")]
-        out.say(
-            f"best: {_network(best)} with {percent(best['val_accuracy_mean'])} %; of it and its ties {chosen['id']} "
-            f"needs the least of {values['selection']['metric']} (selection=cheapest_tied)"
-        )
+        rule = values["selection"]["rule"]
+        why = {
+            "posterior": f"all trainings together let expect more of {chosen['id']}",
+            "cheapest_tied": f"of it and its ties {chosen['id']} needs the least of {values['selection']['metric']}",
+        }[rule]
+        out.say(f"best mean: {_network(best)} with {percent(best['val_accuracy_mean'])} %; {why} (selection={rule})")
     confidence = f"{100 * settings.search.confidence:g} %"
     names = ", ".join(map(_network, tied))
     out.say(

@@ -40,7 +40,11 @@ def answers(facts: Facts) -> dict[str, dict[str, Any]]:
 def markdown(answers: Mapping[str, Mapping[str, Any]]) -> str:
     """The text of report.md: one heading per question, first the verdict, then the numbers."""
     about = answers["about"]
-    rule = "the best mean" if about["rule"] == "best" else f"of the best and its ties the least {about['metric']}"
+    rule = {
+        "posterior": "the highest expected accuracy",
+        "best": "the best mean",
+        "cheapest_tied": f"of the best and its ties the least {about['metric']}",
+    }[about["rule"]]
     paragraphs = [
         f"# {about['study']}",
         f"Accuracies are means over {about['seeds']} seeds at most, in percent of the validation images, and "

@@ -1,7 +1,7 @@
-"""The choice: the best mean validation accuracy, how sure it is, and which candidates are statistically tied with it.
+"""The choice: which candidate to take, how sure that is, and which ones are statistically tied with the best mean.
 
-`pairs` compares two networks, `effect` is what the cost explains of accuracy, `learnt` whether a network is better than
-the majority class.
+`decision` estimates all candidates at once, `pairs` compares two networks, `effect` is what the cost explains of
+accuracy, `learnt` whether a network is better than the majority class.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from scipy import stats
 
 from scalesearch import checks
 from scalesearch.search import BASELINE, Candidate, TrialResult
+from scalesearch.selection.decision import Decision, Further, decide, size, words
 from scalesearch.selection.effect import CostEffect, cost_effect
 from scalesearch.selection.learnt import (
     Chance,
@@ -32,22 +33,26 @@ from scalesearch.selection.learnt import (
 )
 from scalesearch.selection.pairs import Comparison, Correct, Pairs, Seeds, between_seeds, ends, mean
 
-__all__ = ["Chance", "Choice", "Comparison", "CostEffect", "Majority", "Pairs", "Seeds", "Separation", "Shuffled"]
+__all__ = ["Chance", "Choice", "Comparison", "CostEffect", "Decision", "Further", "Majority", "Pairs", "Seeds"]
 __all__ += [
+    "Separation",
+    "Shuffled",
     "Unlearnt",
     "chance_level",
     "cost_effect",
+    "decide",
     "interval",
     "levels_of",
     "remedy",
     "select",
+    "size",
     "trials_table",
     "unlearnt",
 ]
-__all__ += ["unlearnt_words"]
+__all__ += ["unlearnt_words", "words"]
 
 
-Rule = Literal["best", "cheapest_tied"]
+Rule = Literal["posterior", "best", "cheapest_tied"]
 
 
 class Separation(NamedTuple):
@@ -65,8 +70,9 @@ class Separation(NamedTuple):
 class Choice:
     """The chosen candidate's id, the one of the best mean, those tied with that (best first), and how it came to it.
 
-    Under the rule "best" `chosen` is `best`; else it may be one of `tied`. Best and ties together hold the truly best
-    candidate with at least the stated confidence (subset selection: Gupta 1965; Hsu 1984).
+    Under the rule "best" `chosen` is `best`; under "cheapest_tied" it may be one of `tied`, under "posterior" any. Best
+    and ties together hold the truly best candidate with at least the stated confidence (subset selection: Gupta 1965;
+    Hsu 1984).
 
     candidates: one row per candidate and one for the 1x network. `val_accuracy_low` and `_high` bound each mean over
         the seeds, by Student's t with the standard deviation pooled over all networks, NaN with a single seed and where
@@ -80,6 +86,7 @@ class Choice:
     separation: of the best and the next one; None where there is no other.
     cost_effect: None where it cannot be known, see `cost_effect`.
     not_learnt: those that are no better than the majority class; they were compared, and could not be chosen.
+    decision: of the estimate from all trainings at once; None where they are too few for one.
     """
 
     chosen: str
@@ -90,6 +97,7 @@ class Choice:
     separation: Separation | None
     cost_effect: CostEffect | None
     not_learnt: tuple[str, ...] = ()
+    decision: Decision | None = None
 
     @property
     def without_interval(self) -> list[str]:
@@ -107,6 +115,7 @@ def select(
     contenders: Collection[str] | None = None,
     not_learnt: Collection[str] = (),
     macs_ratio: float | None = None,
+    workers: int = 1,
 ) -> Choice:
     """The choice among finished candidates.
 
@@ -114,13 +123,16 @@ def select(
     for their number (Bonferroni). With a single seed nothing can be told apart, and all are tied.
 
     Args:
-        rule: "best", the highest mean; or "cheapest_tied", of that and its ties the one that needs least of `metric`.
+        rule: "posterior", the highest expected accuracy of the estimate from all trainings (`decide`), and "best" where
+            they are too few for one; "best", the highest mean; or "cheapest_tied", of that and its ties the one that
+            needs least of `metric`.
             Of equal means the one that needs less is better, of equal needs the one of the higher mean.
         metric: a size of the candidates (macs, params, memory, ...), or train_seconds, the mean of their trainings.
         contenders: ids of those that may be chosen (None: all). The others were stopped early, maybe with fewer seeds;
             they are compared on the seeds that they share with the best, so that they may be among the ties.
         not_learnt: ids of contenders that may not be chosen either, as they are no better than the majority class.
         macs_ratio: the budget, to which `val_accuracy_corrected` corrects; None: the candidates' geometric mean.
+        workers: trainings at a time, for what further minutes would buy.
 
     Raises:
         ValueError: no candidate that may be chosen has finished, or no candidate has the metric.
@@ -148,6 +160,17 @@ def select(
     chosen = best
     if rule == "cheapest_tied":
         chosen = min({best, *tied} & {*free}, key=lambda name: (amounts[name], -means[name], name))
+    decision = decide(
+        known,
+        finished,
+        free,
+        confidence=confidence,
+        amounts=amounts,
+        chosen=None if rule == "posterior" else chosen,
+        seconds=float(np.mean([second for name in means for second in seconds[name]])),
+        workers=workers,
+    )
+    chosen = chosen if decision is None else decision.chosen
 
     separation = _separation(pairs, best, compared, means, confidence)
     effect = cost_effect({name: known[name].cost.macs for name in means}, means, chosen=chosen, confidence=confidence)
@@ -156,7 +179,7 @@ def select(
     table["best"] = table["candidate"] == best
     table["tied"] = table["candidate"].isin(tied)
     table["stopped"] = ~table["candidate"].isin([BASELINE, *(known if contenders is None else contenders)])
-    return Choice(chosen, best, tied, table, comparisons, separation, effect, tuple(sorted(not_learnt)))
+    return Choice(chosen, best, tied, table, comparisons, separation, effect, tuple(sorted(not_learnt)), decision)
 
 
 def _separation(

@@ -90,9 +90,12 @@ def write_answer(settings: StudySettings, answer: Answer) -> tuple[dict[str, Any
     variants.write(answer.family, coefficients, directory / "variants", rounding=settings.rounding)
     family = variants.family_rows(answer.family, coefficients, directory / "variants")
     tables = {"candidates": choice.candidates, "comparisons": choice.comparisons, "family": pd.DataFrame(family)}
+    if choice.decision is not None:
+        tables["decision"] = choice.decision.table
     for name, table in tables.items():
         _write_csv(named(table, metric), directory / f"{name}.csv")
-    draw_all({name: tables[name] for name in ("candidates", "family")}, directory / "figures", title=_title(settings))
+    drawn = {name: table for name, table in tables.items() if name != "comparisons"}
+    draw_all(drawn, directory / "figures", title=_title(settings))
     values = _values(settings, answer, family)
     written = {
         **{name: getattr(coefficients, name) for name in ("alpha", "beta", "gamma")},
@@ -103,12 +106,12 @@ def write_answer(settings: StudySettings, answer: Answer) -> tuple[dict[str, Any
     write_atomic(directory / "coefficients.yaml", to_yaml(written).encode())
     written_values = named(values, metric)
     write_atomic(directory / "result.json", json.dumps(written_values, indent=1, allow_nan=False).encode())
-    names = ("coefficients.yaml", "trials.csv", "candidates.csv", "comparisons.csv", "family.csv", "result.json")
+    names = ["coefficients.yaml", "trials.csv", *(f"{name}.csv" for name in tables), "result.json"]
     return values, [directory / name for name in (*names, "figures", "variants")]
 
 
 # Of an answer alone: a study that has come to none, though it had one before, must not show them.
-_OF_A_CHOICE = ("coefficients.yaml", "candidates.csv", "comparisons.csv", "family.csv", "report.md")
+_OF_A_CHOICE = ("coefficients.yaml", "candidates.csv", "comparisons.csv", "family.csv", "decision.csv", "report.md")
 _FOLDERS_OF_A_CHOICE = ("figures", "variants", "model")
 
 
@@ -151,6 +154,7 @@ def _values(settings: StudySettings, answer: Answer, family: list[dict[str, Any]
     of_best = {name: rows[best][name] for name in ("alpha", "beta", "gamma", "product", "macs_ratio")}
     sizes = {key: rows[BASELINE][key] for key in ("macs", "params", "activations", "depth", "resolution")}
     return {
+        "decision": _decision(answer),
         "study": settings.study,
         "selection": asdict(settings.selection),
         "best": {"id": best, **of_best, **_scores(rows[best])},
@@ -175,6 +179,16 @@ def _values(settings: StudySettings, answer: Answer, family: list[dict[str, Any]
         "variants": family,
         "directory": str(settings.directory),
     }
+
+
+def _decision(answer: Answer) -> dict[str, Any] | None:
+    """The decision with its sentence; None where the trainings are too few for one."""
+    from scalesearch.selection import words
+
+    if (decision := answer.choice.decision) is None:
+        return None
+    values = decision.values()
+    return {"sentence": words(values, asdict(answer.chosen.coefficients)), **values}
 
 
 def _title(settings: StudySettings) -> str:

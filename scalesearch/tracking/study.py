@@ -65,8 +65,10 @@ class StudyLog(CommandLog):
         values = answer["chosen"]
         coefficients = {name: values[name] for name in ("alpha", "beta", "gamma", "product")}
         self._log_model(chosen, weights)
+        decision = answer["decision"]
         return self.concluded(
             metrics={
+                **({} if decision is None else {key: decision[key] for key in ("expected_regret", "probability_best")}),
                 "best_val_accuracy": values["val_accuracy_mean"],
                 "val_accuracy": values["val_accuracy_mean"],
                 "val_accuracy_std": values["val_accuracy_std"],
@@ -76,7 +78,7 @@ class StudyLog(CommandLog):
                 **_costs(chosen),
             },
             params={f"chosen.{key}": value for key, value in coefficients.items()},
-            tags={**coefficients, "chosen": chosen.id, "tied": ", ".join(choice.tied)},
+            tags={**coefficients, "chosen": chosen.id, "tied": ", ".join(choice.tied), **_note(answer)},
             files=files,
         )
 
@@ -105,6 +107,13 @@ class StudyLog(CommandLog):
             input_shape=(network.in_channels, network.resolution, network.resolution),
             output_shape=(network.num_classes,),
         )
+
+
+def _note(answer: Mapping[str, Any]) -> dict[str, str]:
+    """The description of the run, which MLflow's page of it shows first."""
+    if answer["decision"] is None:
+        return {}
+    return {"mlflow.note.content": f"**Decision:** {answer['decision']['sentence']}."}
 
 
 def _chance(answer: Mapping[str, Any]) -> dict[str, float]:

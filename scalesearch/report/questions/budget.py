@@ -10,7 +10,7 @@ from scalesearch.report.facts import Facts
 from scalesearch.report.questions import Values, measured_by
 from scalesearch.text import percent
 
-ORDER = 7
+ORDER = 8
 TITLE = "Which budget binds?"
 AT_THE_EDGE = 0.8  # of the way from the middle of the tolerance to its upper edge
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from scalesearch.report.facts import Facts
 from scalesearch.report.questions import Values, scaled, table
 
-ORDER = 3
+ORDER = 4
 TITLE = "What does it cost really?"
 
 

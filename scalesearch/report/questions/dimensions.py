@@ -10,7 +10,7 @@ from scalesearch.report.questions import Values, difference, interval, measured_
 from scalesearch.search import Candidate
 from scalesearch.text import level
 
-ORDER = 6
+ORDER = 7
 TITLE = "Does scaling all three dimensions beat two, and one?"
 KINDS = {"compound": "all three", "two": "a mix of two", "single": "one"}
 VERDICTS = {

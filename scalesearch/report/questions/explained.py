@@ -8,7 +8,7 @@ from scalesearch.report.facts import Facts
 from scalesearch.report.questions import Values, interval
 from scalesearch.text import percent
 
-ORDER = 8
+ORDER = 9
 TITLE = "Is the accuracy explained by the cost alone?"
 
 

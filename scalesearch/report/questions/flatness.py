@@ -13,7 +13,7 @@ from scalesearch.search import BASELINE
 from scalesearch.selection import Seeds
 from scalesearch.text import percent
 
-ORDER = 5
+ORDER = 6
 TITLE = "How flat is the optimum?"
 
 

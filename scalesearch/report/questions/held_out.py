@@ -14,7 +14,7 @@ from scalesearch.search import BASELINE
 from scalesearch.selection import Comparison
 from scalesearch.text import percent
 
-ORDER = 4
+ORDER = 5
 TITLE = "Was it chosen on the data that it is scored on?"
 Images = NDArray[np.float64]
 

@@ -9,7 +9,7 @@ from dataclasses import astuple
 from scalesearch.report.facts import Facts
 from scalesearch.report.questions import Values, grid_steps, scaled
 
-ORDER = 2
+ORDER = 3
 TITLE = "Are the neighbours different networks?"
 
 

@@ -10,7 +10,7 @@ from scalesearch.search import Candidate, Grid
 from scalesearch.selection.pairs import ONE_SEED
 from scalesearch.text import level, plural, points
 
-ORDER = 1
+ORDER = 2
 TITLE = "Does the winner differ from its neighbours?"
 
 

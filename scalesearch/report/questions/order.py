@@ -8,7 +8,7 @@ from scalesearch.report.facts import Facts
 from scalesearch.report.questions import Values, measured_by, table
 from scalesearch.text import interval
 
-ORDER = 9
+ORDER = 10
 TITLE = "Does the order hold for larger networks, and can the proxy be trusted?"
 AGAINST = {  # as it is called where it was measured, and where it was not
     "phi": ("phi = {factor:g}", "phi = 2"),
