@@ -18,7 +18,7 @@ TABLE = "decision"
 CORNERS = {"depth": (0.5, 3**0.5 / 2), "width": (0.0, 0.0), "resolution": (1.0, 0.0)}
 # Words in the legend, edge and face, from back to front.
 GROUPS = {
-    "other": ("not the best, as sure as the text says", GREY, "white"),
+    "other": ("other", GREY, "white"),
     "as_good": ("may as well be the best", BLUE, "#9ACBE8"),
     "chosen": ("chosen", VERMILLION, VERMILLION),
 }
@@ -54,6 +54,7 @@ def data(decision: DataFrame) -> Numbers:
 @style()
 def draw(numbers: Numbers, *, title: str = "") -> Figure:
     """One column wide."""
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Polygon
 
     figure = sheet(3.4, 3.0)
@@ -76,9 +77,10 @@ def draw(numbers: Numbers, *, title: str = "") -> Figure:
         if not here.any():
             continue
         size = 12 + 220 * numbers.probability_best[here]
-        points = axes.scatter(*places[here].T, size, facecolor=face, edgecolor=edge, linewidth=0.8, label=words)
+        points = axes.scatter(*places[here].T, size, facecolor=face, edgecolor=edge, linewidth=0.8)
         points.set(zorder=front, gid=f"points-{name}", alpha=0.9)
-        handles.append(points)
+        look: dict[str, Any] = {"marker": "o", "linestyle": "none", "markersize": 5, "color": face}
+        handles.append(Line2D([], [], markeredgecolor=edge, label=words, **look))
     axes.set_aspect("equal")
     around = np.concatenate([places, corners])
     axes.set(xlim=(around[:, 0].min() - 0.06, around[:, 0].max() + 0.06))
