@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from scalesearch.compose import own_values
 from scalesearch.config import from_yaml
+from scalesearch.text import override
 from scalesearch.workspace import conf_dir
 
 _GROUPS = ("baseline", "proxy", "rounding", "budget", "grid", "search", "recipe", "data", "selection")
@@ -31,8 +30,8 @@ def overrides(settings: Mapping[str, Any], command: str, *, workspace: Path) -> 
         words += ([] if choice == defaults[group] else [f"{group}={choice}"]) + differing
     for key in ("init", "phis", "study"):
         if key in own and settings.get(key) != own[key]:
-            words.append(f"{key}={_word(settings[key])}")
-    return words if str(workspace) == own["workspace"] else [*words, f"workspace={_word(str(workspace))}"]
+            words.append(override(key, settings[key]))
+    return words if str(workspace) == own["workspace"] else [*words, override("workspace", str(workspace))]
 
 
 def _nearest_choice(group: str, wanted: Mapping[str, Any], *, first: str) -> tuple[str, list[str]]:
@@ -51,24 +50,9 @@ def _differing(where: str, given: Mapping[str, Any], wanted: Mapping[str, Any]) 
     words = [f"~{where}.{key}" for key, value in given.items() if key not in wanted and value is not None]
     for key, value in wanted.items():
         if key not in given:
-            words.append(f"+{where}.{key}={_word(value)}")
+            words.append(override(f"+{where}.{key}", value))
         elif isinstance(value, Mapping) and isinstance(given[key], Mapping):
             words += _differing(f"{where}.{key}", given[key], value)
         elif value != given[key]:
-            words.append(f"{where}.{key}={_word(value)}")
+            words.append(override(f"{where}.{key}", value))
     return words
-
-
-def _word(value: object, *, inside: bool = False) -> str:
-    """A plain value as Hydra reads it; `inside` a list or a mapping a colon would divide it."""
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_word(inner, inside=True)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(_word(inner, inside=True) for inner in value) + "]"
-    if isinstance(value, str):
-        keyword = value.lower() in ("null", "true", "false", "nan", "inf")
-        if re.fullmatch(rf"[A-Za-z_/][\w./{'' if inside else ':'}-]*", value, re.ASCII) and not keyword:
-            return value
-        # a backslash is one, but before a quote it must be doubled
-        return '"' + re.sub(r'(\\*)("|\Z)', lambda found: 2 * found[1] + found[2].replace('"', '\\"'), value) + '"'
-    return json.dumps(value)

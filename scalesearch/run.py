@@ -35,6 +35,7 @@ from scalesearch.study import (
 )
 from scalesearch.tracking import StudyLog, recipe_params
 from scalesearch.training import Result, check_function
+from scalesearch.workspace import sqlite_url
 
 Outcome = Answer | NothingLearnt | None
 
@@ -109,7 +110,7 @@ def _train_candidates(
             data=data.fingerprint,
             init=init,
             evaluator=evaluator,
-            storage=search.sqlite(settings.workspace / "optuna.db"),
+            storage=sqlite_url(settings.workspace / "optuna.db"),
             study=settings.study,
         ):
             if isinstance(one, Stopped):

@@ -22,6 +22,7 @@ from scalesearch.evaluation import Evaluation, Evaluator, Outcome, Work, counts,
 from scalesearch.ledger import Ledger, lock_study
 from scalesearch.network import AnyNetwork
 from scalesearch.screen import Screen
+from scalesearch.text import override, typed
 from scalesearch.tracking import CommandLog, Tracker, mlflow_experiment
 from scalesearch.workspace import ALL_FAILED, DONE, SOME_FAILED
 
@@ -180,7 +181,8 @@ class Session:
             self.out.warn(waiting)
         assert self.directory is not None
         if self.tracking is not None and self.tracking.name == "mlflow":
-            self.out.say(f"MLflow: scalesearch ui study={mlflow_experiment(self.directory)} workspace={self.workspace}")
+            place = (f"study={mlflow_experiment(self.directory)}", override("workspace", str(self.workspace)))
+            self.out.say(f"MLflow: {typed('ui', *place)}")
 
 
 def counts_line(outcomes: Iterable[Outcome]) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 
 def count(number: float) -> str:
@@ -138,6 +141,16 @@ def raised(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error)[:300]}"
 
 
+def hide_password(words: str) -> str:
+    """The words without what stands between :// and @ of an address, and without a password among its parameters.
+
+    >>> hide_password("http://me:p@ss@host/a"), hide_password("postgresql://host/db?password=x&sslmode=on")
+    ('http://***@host/a', 'postgresql://host/db?password=***&sslmode=on')
+    """
+    words = re.sub(r"://[^\s'\"]*@", "://***@", words)  # up to the last @: a password may have one, or a slash
+    return re.sub(r"(?i)\b(password|passwd|pwd|token|secret)=[^&\s'\"]+", r"\1=***", words)
+
+
 def near(word: object, known: Iterable[str], *, prefix: str = "") -> str:
     """What stands behind an unknown word: the nearest known one, or where none is near all of them, up to 100.
 
@@ -151,3 +164,36 @@ def near(word: object, known: Iterable[str], *, prefix: str = "") -> str:
     if close:
         return f"; did you mean {prefix + close[0]!r}?"
     return f" (known: {', '.join(prefix + name for name in names)})" if 0 < len(names) < 100 else ""
+
+
+def typed(*words: str) -> str:
+    """A command of ours as it is typed into a shell.
+
+    >>> typed("ui", override("workspace", "my runs"))
+    "scalesearch ui 'workspace=\"my runs\"'"
+    """
+    return shlex.join(["scalesearch", *words])
+
+
+def override(key: str, value: object) -> str:
+    """`key=value` as Hydra reads it; a shell may need it quoted once more, as `typed` does.
+
+    >>> override("phis", [1, 2.5]), override("study", "2024"), override("workspace", "runs/a")
+    ('phis=[1,2.5]', 'study="2024"', 'workspace=runs/a')
+    """
+    return f"{key}={_word(value)}"
+
+
+def _word(value: object, *, inside: bool = False) -> str:
+    """A plain value; `inside` a list or a mapping a colon would divide it."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_word(inner, inside=True)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(_word(inner, inside=True) for inner in value) + "]"
+    if isinstance(value, str):
+        keyword = value.lower() in ("null", "true", "false", "nan", "inf")
+        if re.fullmatch(rf"[A-Za-z_/][\w./{'' if inside else ':'}-]*", value, re.ASCII) and not keyword:
+            return value
+        # a backslash is one, but before a quote it must be doubled
+        return '"' + re.sub(r'(\\*)("|\Z)', lambda found: 2 * found[1] + found[2].replace('"', '\\"'), value) + '"'
+    return json.dumps(value)

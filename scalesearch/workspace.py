@@ -5,8 +5,12 @@ Only light modules are imported here: the help of a command is made of this.
 
 from __future__ import annotations
 
+import atexit
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,6 +64,27 @@ def training_directory(workspace: Path, network: str, key: str) -> Path:
 def experiment_directory(workspace: Path, experiment: str) -> Path:
     """Where an experiment of the paper keeps its tables and figures; it may not be there yet."""
     return workspace / "experiments" / experiment
+
+
+def sqlite_url(path: Path) -> str:
+    """The address of a database file, as Optuna and MLflow take it.
+
+    A path with `?`, `#` or `%` would be another file to them, each with its own idea which signs are to be escaped: so
+    the address leads through a link whose path has none of these.
+    """
+    absolute = path.absolute()
+    if not re.fullmatch(r"[\w/ .,=+@~:-]*", str(absolute)):
+        absolute = _plain_link(absolute.parent) / absolute.name
+    return f"sqlite:///{absolute}"
+
+
+@cache
+def _plain_link(directory: Path) -> Path:
+    own = Path(tempfile.mkdtemp(prefix="scalesearch-"))  # for this user alone, else another could lay a link there
+    atexit.register(shutil.rmtree, own, ignore_errors=True)  # the link goes, not what it leads to
+    link = own / "workspace"
+    link.symlink_to(directory)
+    return link
 
 
 def find_study(workspace: Path, study: str | None) -> Path:

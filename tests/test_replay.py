@@ -204,7 +204,7 @@ def test_a_replay_that_is_killed_gives_each_run_once(place: Place, candidates: i
     assert without_times(killed) == without_times(logged(place.uri, f"whole{candidates}"))
 
 
-def test_a_server_that_never_answers_leaves_all_to_be_sent_later(tmp_path: Path) -> None:
+def test_a_server_that_is_not_there_leaves_all_to_be_sent_later(tmp_path: Path) -> None:
     place = Place(tmp_path, f"http://127.0.0.1:{free_port()}")
     tracker = place.tracker("lonely")
     tracker.start_run("run:1", name="run")
@@ -213,7 +213,7 @@ def test_a_server_that_never_answers_leaves_all_to_be_sent_later(tmp_path: Path)
     sentence = tracker.close(timeout=8)
     assert sentence is not None
     assert sentence.startswith("MLflow still lacks 1000 events (MLflow at http://127.0.0.1:")
-    assert sentence.endswith("'scalesearch sync study=lonely' sends what waits")
+    assert sentence.endswith(f"'scalesearch sync study=lonely workspace={tmp_path}' sends what waits")
     with pytest.raises(OSError, match="cannot be reached: connection refused; it still lacks 1000 events of 'lonely'"):
         tracking.sync(**place.settings("lonely"))
 

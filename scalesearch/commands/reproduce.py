@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from scalesearch.checks import checked
-from scalesearch.text import near
+from scalesearch.text import near, typed
 from scalesearch.workspace import Directory, InitialWeights, experiments
 
 if TYPE_CHECKING:
@@ -99,5 +99,5 @@ def request_of(arguments: Arguments, groups: Groups) -> ExperimentRequest:
         test=arguments.test,
         dry_run=arguments.dry_run,
         workspace=arguments.workspace,
-        command=" ".join([f"scalesearch reproduce {called}", *(w for w in words if not w.startswith(silent))]),
+        command=typed("reproduce", called, *(w for w in words if not w.startswith(silent))),
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from scalesearch.checks import checked
-from scalesearch.text import count, percent
+from scalesearch.text import count, override, percent, typed
 from scalesearch.workspace import (
     ALL_FAILED,
     DONE,
@@ -155,11 +155,11 @@ def _show_counts(out: Screen, settings: StudySettings, counts: Mapping[str, int]
     if counts["failed"]:
         out.say("`scalesearch retry` with the same overrides runs the failed ones again; `status` gives the reasons")
     out.say(f"{files}: {settings.directory}")
-    place = f"study={settings.study} workspace={settings.workspace}"
+    place = (f"study={settings.study}", override("workspace", str(settings.workspace)))
     if settings.tracking.name == "mlflow":
-        out.say(f"MLflow: scalesearch ui {place}")
+        out.say(f"MLflow: {typed('ui', *place)}")
     else:
-        out.say(f"nothing was sent to MLflow; later: scalesearch sync {place}")
+        out.say(f"nothing was sent to MLflow; later: {typed('sync', *place)}")
 
 
 def _show_candidates(out: Screen, settings: StudySettings, answer: Answer) -> None:

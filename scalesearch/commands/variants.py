@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from scalesearch.checks import Must, between, checked
+from scalesearch.text import typed
 from scalesearch.workspace import DONE, Directory, Infeasible, Phis, StudyName
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     if family.fit is not None:
         answer["budget"] = _fit_values(family.fit, arguments.limits)
         out.say(how)
-    out.say(f"each loads as a baseline: scalesearch plan --config-dir {family.directory} baseline={rows[-1]['name']}")
+    again = typed("plan", "--config-dir", str(family.directory), f"baseline={rows[-1]['name']}")
+    out.say(f"each loads as a baseline: {again}")
     out.answer(answer)
     return DONE
 

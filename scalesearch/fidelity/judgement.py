@@ -19,6 +19,7 @@ from scalesearch.fidelity.shown import estimate_words
 from scalesearch.network import Factory
 from scalesearch.search import Candidate
 from scalesearch.selection import Pairs
+from scalesearch.text import override, typed
 from scalesearch.training import Result
 
 if TYPE_CHECKING:
@@ -118,11 +119,11 @@ def judgement(
         "confidence": CONFIDENCE,
         "covers": _covers(len(candidates), proxies, finished),
         "table": rows,
-        "command": (
-            f"scalesearch reproduce fidelity study={request.study.name} "
-            f"workspace={request.study.workspace} against={request.against} factor={factor} "
-            f"candidates={request.candidates} seeds={num_seeds}"
-            + (f" baseline.factory={request.function}" if request.function else "")
+        "command": typed(
+            *("reproduce", "fidelity", f"study={request.study.name}"),
+            override("workspace", str(request.study.workspace)),
+            *(f"against={request.against}", f"factor={factor}", f"candidates={request.candidates}"),
+            *(f"seeds={num_seeds}", *([f"baseline.factory={request.function}"] if request.function else [])),
         ),
     }
 

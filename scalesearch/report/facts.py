@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from scalesearch.scaling import Coefficients, scale
 from scalesearch.search import BASELINE, Candidate, Grid
 from scalesearch.selection import Choice, Pairs, Seeds, select
 from scalesearch.study import Scored, Study
+from scalesearch.text import typed
 
 
 class Facts(NamedTuple):
@@ -52,7 +52,7 @@ class Facts(NamedTuple):
         replaced = [word.partition("=")[0] for word in more] + (["study"] if anew else [])
         ends = tuple(key + end for key in replaced for end in "=.")
         kept = [word for word in words if not word.lstrip("+~").startswith(ends)]
-        return shlex.join(["scalesearch", name, *kept, *more])
+        return typed(name, *kept, *more)
 
     def more_seeds(self, number: int) -> str:
         """The command line with which every candidate has so many seeds: of this study, if its strategy gives them."""

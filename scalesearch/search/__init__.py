@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING, Any
 from scalesearch.search.strategies import STRATEGIES, History, Problem, Request, Step, Stop, Strategy
 
 if TYPE_CHECKING:
-    from scalesearch.search.optuna_view import sqlite
     from scalesearch.search.plan import BASELINE, Axis, Candidate, Grid, Plan, Real, candidates, measured
     from scalesearch.search.trials import Stopped, TrialResult, possible, problem, requests, run, shortened
 
 __all__ = ["STRATEGIES", "History", "Problem", "Request", "Step", "Stop", "Strategy"]
 __all__ += ["BASELINE", "Axis", "Candidate", "Grid", "Plan", "Real", "candidates", "measured"]
-__all__ += ["Stopped", "TrialResult", "possible", "problem", "requests", "run", "shortened", "sqlite"]
+__all__ += ["Stopped", "TrialResult", "possible", "problem", "requests", "run", "shortened"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalesearch.evaluation import Outcome
@@ -14,11 +13,6 @@ from scalesearch.training import Recipe
 
 if TYPE_CHECKING:
     import optuna
-
-
-def sqlite(path: Path) -> str:
-    """The Optuna storage URL of a file."""
-    return f"sqlite:///{path.absolute()}"
 
 
 class OptunaView:

@@ -22,7 +22,7 @@ from scalesearch.network import AnyNetwork, from_table
 from scalesearch.scaling import Coefficients, Rounding, scale
 from scalesearch.search import BASELINE, Candidate, Plan, TrialResult, possible
 from scalesearch.study.settings import StudySettings, decisive_settings
-from scalesearch.text import one_line
+from scalesearch.text import hide_password, one_line
 from scalesearch.training import Recipe, Result, named
 from scalesearch.workspace import find_study
 
@@ -312,7 +312,7 @@ class Study:
                     f"study {study.name!r} was begun with other settings ({', '.join(differing)}); choose another "
                     f"name with study=NAME, or none: what is trained already is shared either way"
                 )
-        write_atomic(path, to_yaml(settings.values).encode())
+        write_atomic(path, hide_password(to_yaml(settings.values)).encode())  # it may be shared, and goes to MLflow
         rows = study.evaluations if (study.directory / "evaluations.json").exists() else []
         if settings.search.strategy.lookahead is None:  # all that it will ask for is known
             rows = [study._row(settings, *one) for one in possible_of(settings, plan, data, init)]

@@ -59,7 +59,8 @@ class StudySettings:
         read = {name: getattr(groups, name) for name in (*names, "data", "executor", "tracking", "description")}
         _ = groups.proxy_network  # refused here where it cannot be built
         digest = hashlib.sha256(json.dumps(decisive_settings(values), sort_keys=True).encode()).hexdigest()[:6]
-        name = values.get("study") or f"{groups.baseline.name}-{groups.data.name}-{digest}"
+        given = values.get("study")
+        name = f"{groups.baseline.name}-{groups.data.name}-{digest}" if given is None else given
         return StudySettings(
             study=value(name, StudyName, "study"),
             workspace=value(values.get("workspace"), Directory, "workspace"),

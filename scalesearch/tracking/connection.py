@@ -6,14 +6,16 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
+import sqlite3
+import urllib.parse
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scalesearch.text import one_line
+from scalesearch.text import hide_password, one_line
+from scalesearch.workspace import sqlite_url
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,6 +33,16 @@ QUIET = {
 }
 
 
+# Where MLflow's tables have the places of artifacts.
+_LOCATIONS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+    ("logged_models", "artifact_location"),
+)
+
+
 @dataclass(frozen=True)
 class Address:
     """An MLflow: the server or database of a URI, or where that is None the workspace's own database."""
@@ -40,7 +52,7 @@ class Address:
 
     @property
     def resolved(self) -> str:
-        return self.uri if self.uri is not None else f"sqlite:///{self.workspace.absolute() / 'mlflow.db'}"
+        return self.uri if self.uri is not None else sqlite_url(self.workspace / "mlflow.db")
 
     @property
     def server(self) -> str | None:
@@ -54,11 +66,13 @@ class Address:
     @property
     def database(self) -> Path | None:
         """The file of a sqlite database."""
+        if self.uri is None:
+            return self.workspace.absolute() / "mlflow.db"
         prefix = "sqlite:///"
-        return Path(self.resolved.removeprefix(prefix).split("?")[0]) if self.resolved.startswith(prefix) else None
+        return Path(self.uri.removeprefix(prefix).split("?")[0]) if self.uri.startswith(prefix) else None
 
     def __str__(self) -> str:
-        return hide_password(self.resolved)
+        return hide_password(self.uri) if self.uri is not None else f"sqlite:///{self.database}"
 
     def refuse_empty(self) -> None:
         """Raises: ValueError where it is a database that nothing was logged to."""
@@ -104,9 +118,26 @@ class Address:
                 for leftover in database.parent.glob(f".{database.name}.*.new*"):
                     leftover.unlink()
                 unfinished = database.with_name(f".{database.name}.{os.getpid()}.new")
-                opened(f"sqlite:///{unfinished}")
+                opened(sqlite_url(unfinished))
                 unfinished.replace(database)
+            if database == self.workspace.absolute() / "mlflow.db":
+                _relocate(database, self.artifacts)
             return opened(self.resolved)
+
+
+def _relocate(path: Path, artifacts: str) -> None:
+    """Where a workspace was moved or copied, its database has artifacts in the old place: put it right."""
+    with contextlib.closing(sqlite3.connect(path, timeout=20)) as database, database:
+        places = database.execute("SELECT name, artifact_location FROM experiments").fetchall()
+        ends = {name: f"/{urllib.parse.quote(name)}" for name, _ in places}
+        olds = {place.removesuffix(ends[name]) for name, place in places if place and place.endswith(ends[name])}
+        for old in sorted(one for one in olds - {artifacts} if one.endswith("/mlartifacts")):
+            for table, column in _LOCATIONS:
+                if column in {row[1] for row in database.execute(f"PRAGMA table_info({table})")}:
+                    database.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                        (artifacts, len(old) + 1, len(old) + 1, f"{old}/"),
+                    )
 
 
 @contextlib.contextmanager
@@ -120,10 +151,9 @@ def lock(path: Path, *, wait: bool) -> Iterator[None]:
 def reason(error: BaseException) -> str:
     """What went wrong, in one line without passwords."""
     text = one_line(error) or type(error).__name__
-    if "Connection refused" in text and not isinstance(error, OSError):
-        text = "connection refused"
+    if not isinstance(error, OSError) or isinstance(error.__cause__, OSError):
+        if "Connection refused" in text:
+            text = "connection refused"
+        elif "timed out" in text:
+            text = f"no answer within {QUIET['MLFLOW_HTTP_REQUEST_TIMEOUT']} s"
     return hide_password(text if len(text) <= 300 else f"{text[:297]}...")
-
-
-def hide_password(text: str) -> str:
-    return re.sub(r"://[^@/\s]*@", "://***@", text)

@@ -67,6 +67,11 @@ class Replay:
         self._claim.close()
         self._claimed = False
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is a server that is sent to, and no file."""
+        return self._address.server is not None
+
     def waiting(self) -> int:
         return sum(line.endswith(b"\n") and line != b"\n" for line in spooled(self.spool, self._read_position()))
 

@@ -9,12 +9,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scalesearch.text import plural
+from scalesearch.text import override, plural, typed
 from scalesearch.tracking.connection import reason
 from scalesearch.tracking.replay import Replay, refusals
 from scalesearch.tracking.spool import Status, parsed, spooled
 
 _LEVELS = ("command", "candidate", "seed")
+_PATIENCE = 8.0  # seconds for one request at the end of a command; a server that hangs is let go, and nothing is lost
 
 
 class Tracker:
@@ -136,12 +137,12 @@ class Tracker:
     def close(self, timeout: float = 30.0) -> str | None:
         """None when MLflow has everything (or nothing was to go there), else one sentence: what waits or was lost, why.
 
-        Waits `timeout` seconds at most, and about a second where MLflow does not answer.
+        Waits `timeout` seconds at most, about a second where MLflow refuses, and `_PATIENCE` where it does not answer.
         """
         self._closing.set()
         self._news.set()
         if self._begun and self._working.wait(1.0):
-            self._thread.join(timeout)
+            self._wait(timeout)
         self._abandoned.set()
         with self._writing:
             self._spool.close()
@@ -149,16 +150,29 @@ class Tracker:
             return None
         sentences = []
         if waiting := self._replay.waiting():
-            why = self._failure or f"MLflow was too slow for {timeout:g} s"
+            why = self._failure or "it does not answer, or is too slow"
             sentences.append(
                 f"MLflow still lacks {plural(waiting, 'event')} ({why}); "
-                f"'scalesearch sync study={self._replay.name}' sends what waits"
+                f"'{typed('sync', f'study={self._replay.name}', *self._place_words())}' sends what waits"
             )
         if self._replay.refused:
             sentences.append(refusals(self._replay.refused))
         if self._lost:
             sentences.append(f"{plural(self._lost, 'event')} could not be written to {self._replay.spool}")
         return "; ".join(sentences) or None
+
+    def _wait(self, timeout: float) -> None:
+        """For the thread, and for a server as long as it takes one event after another."""
+        assert self._replay is not None
+        patience = _PATIENCE if self._replay.is_remote else timeout
+        until, position, last = time.monotonic() + timeout, self._replay.position, time.monotonic()
+        while self._thread.is_alive() and (now := time.monotonic()) < until and now < last + patience:
+            self._thread.join(min(0.2, until - now))
+            if self._replay.position > position:
+                position, last = self._replay.position, time.monotonic()
+
+    def _place_words(self) -> list[str]:
+        return [] if str(self._workspace) == "workspace" else [override("workspace", str(self._workspace))]
 
     def _append(self, event: str, run_id: str, *, at: int | None = None, **content: object) -> None:
         record = {"event": event, "run": run_id, "time": at if at is not None else time.time_ns() // 1_000_000}

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from scalesearch.tracking.connection import QUIET, Address, hide_password
+from scalesearch.text import hide_password
+from scalesearch.tracking.connection import QUIET, Address
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -6,7 +6,7 @@ from typing import Any
 
 from scalesearch.report.facts import Facts
 from scalesearch.report.questions import Values, measured_by, table
-from scalesearch.text import interval
+from scalesearch.text import interval, override, typed
 
 ORDER = 10
 TITLE = "Does the order hold for larger networks, and can the proxy be trusted?"
@@ -20,11 +20,12 @@ AGAINST = {  # as it is called where it was measured, and where it was not
 def answer(facts: Facts) -> Values:
     """The rows of fidelity.json, and the commands for what it lacks."""
     rows = list(facts.study.fidelity)
-    place = "" if str(facts.study.workspace) == "workspace" else f" workspace={facts.study.workspace}"
+    workspace = str(facts.study.workspace)
+    place = [] if workspace == "workspace" else [override("workspace", workspace)]
     return {
         "rows": rows,
         "missing": {
-            name: f"scalesearch reproduce fidelity study={facts.study.name} against={name}{place}"
+            name: typed("reproduce", "fidelity", f"study={facts.study.name}", f"against={name}", *place)
             for name in AGAINST
             if name not in {row["against"] for row in rows}
         },
