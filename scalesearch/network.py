@@ -40,6 +40,7 @@ class Stage:
         its output (bottlenecks).
     squeeze_excite: the ratio of the squeezed channels to the block's input (inverted residuals, as the released
         EfficientNet code has it), to its inner channels (MobileNetV3) or to its output; 0 means none.
+    squeeze_divisor: of which the squeezed channels of a residual block are the nearest multiple.
     groups: of the kxk convolution. heads: of the attention, 0 where there is none. Both divide the channels they part.
     first_kernel: of a depthwise convolution before the expansion (MobileNetV4); 0 means none.
     activation: None is the network's.
@@ -52,6 +53,7 @@ class Stage:
     stride: Annotated[int, between(1, MAX_STRIDE)] = 1
     expand: Annotated[float, between(1 / 64, 64)] = 1.0
     squeeze_excite: Annotated[float, between(0, 1)] = 0.0
+    squeeze_divisor: Annotated[int, between(1, 256)] = 1
     groups: Annotated[int, between(1, MAX_CHANNELS)] = 1
     heads: Annotated[int, between(0, MAX_CHANNELS)] = 0
     first_kernel: Annotated[int, between(0, 31)] = 0

@@ -46,7 +46,7 @@ _TABLE = """\
 # A network is a table: a stem, stages of `repeats` equal blocks, a head; then come global average pooling, dropout
 # and a linear classifier. Depth scales the repeats of the stages, width every number of channels, resolution the side
 # of the input. The first block of a row has its stride. Left out are: repeats 1, kernel 3, stride 1, expand 1,
-# squeeze_excite 0 (no gate), groups 1, heads 1, activation (the network's).
+# squeeze_excite 0 (no gate), squeeze_divisor 1, groups 1, heads 1, first_kernel 0, activation (the network's).
 #
 # Blocks, and the fields that each reads:
 {blocks}

@@ -142,7 +142,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "kept": {"kernel": 5, "expand": 2, "squeeze_excite": 0.5, "groups": 4, "activation": "hardswish"},
     "changed": {
         **{"channels": 24, "kernel": 5, "stride": 2, "expand": 1.5, "squeeze_excite": 0.25, "groups": 4, "heads": 2},
-        "activation": "silu",
+        **{"squeeze_divisor": 8, "activation": "silu"},
     },
 }
 

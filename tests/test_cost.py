@@ -330,7 +330,7 @@ def test_nonsense_in_a_table_is_refused_by_row_and_field(tmp_path: Path) -> None
 
 def test_every_block_refuses_each_field_that_it_does_not_read() -> None:
     others: dict[str, Any] = {"channels": 32, "kernel": 7, "stride": 2, "expand": 3, "squeeze_excite": 0.125}
-    others |= {"groups": 2, "heads": 8, "first_kernel": 5, "activation": "silu"}
+    others |= {"groups": 2, "heads": 8, "first_kernel": 5, "squeeze_divisor": 8, "activation": "silu"}
     assert {"block", "repeats", *others} == {field.name for field in fields(Stage)}
     for case_name, network in block_networks().items():
         (stage,) = network.stages

@@ -32,6 +32,7 @@ NETWORKS = {
             {"block": "mbconv", "channels": 24, "stride": 2, "kernel": 5, "expand": 6, "squeeze_excite": 0.25},
             {"block": "fused_mbconv", "channels": 24, "repeats": 2},
             {"block": "fused_mbconv", "channels": 32, "expand": 4, "squeeze_excite": 0.25, "activation": "gelu"},
+            {"block": "edge_residual", "channels": 32, "repeats": 2},
             {"block": "bneck", "channels": 32, "expand": 3, "repeats": 2, "squeeze_excite": 0.25},
         ],
         "head": [
@@ -50,7 +51,7 @@ NETWORKS = {
         ],
         "stages": [
             {"block": "basic", "channels": 16, "repeats": 2},
-            {"block": "basic", "channels": 24, "stride": 2, "squeeze_excite": 0.25},
+            {"block": "basic", "channels": 24, "stride": 2, "squeeze_excite": 0.25, "squeeze_divisor": 4},
             {"block": "bottleneck", "channels": 32, "repeats": 2, "expand": 0.5, "groups": 4, "squeeze_excite": 0.25},
             {"block": "regnet", "channels": 32, "repeats": 2, "expand": 1, "groups": 4, "squeeze_excite": 0.25},
         ],

@@ -52,6 +52,11 @@ def test_no_name_stands_twice_and_every_table_has_a_row(baselines: dict[str, Net
     assert unscaled == baselines.keys()
 
 
+def test_the_readme_says_how_many_there_are() -> None:
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert f"[docs/networks.md](docs/networks.md) lists all {len(ROWS)} networks" in readme
+
+
 def test_a_library_or_a_published_figure_stands_beside_every_row() -> None:
     for name, row in ROWS.items():
         assert row.library or row.published_params or row.published_macs, name

@@ -151,10 +151,13 @@ def test_every_field_of_a_row_is_read_by_the_blocks_that_say_so(block_network: N
         "groups": 2,
         "heads": 8,
         "first_kernel": 5,
+        "squeeze_divisor": 16,
     }
     fields = set(BLOCKS[stage.block].fields)
     if BLOCKS[stage.block].gives == "tokens":
         fields -= {"channels"}  # of which the next transformer would hear
+    if not stage.squeeze_excite:
+        fields -= {"squeeze_divisor"}
     for name in fields:
         other = replace(stage, **{name: others.get(name, "gelu")})
         changed = replace(block_network, stages=(other,))
@@ -357,7 +360,7 @@ def test_parameter_counts_are_torchvisions(name: str, baselines: dict[str, Netwo
 
 
 AT_FIRST: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
-    **dict.fromkeys(("mbconv", "bneck", "fused_mbconv", "uib"), lambda block, x: x),
+    **dict.fromkeys(("mbconv", "bneck", "fused_mbconv", "edge_residual", "uib"), lambda block, x: x),
     **dict.fromkeys(("basic", "bottleneck", "regnet"), lambda block, x: F.relu(shortcut(block, x))),
     **dict.fromkeys(("preact_basic", "preact_bottleneck"), lambda block, x: shortcut(block, x)),
 }

@@ -54,8 +54,10 @@ def rows(repeats: st.SearchStrategy[int]) -> st.SearchStrategy[Stage]:
         stride=st.sampled_from([1, 2]),
         expand=st.one_of(st.integers(1, 8), st.floats(1 / 64, 64)),
         squeeze_excite=st.one_of(st.just(0.0), st.floats(1 / 64, 1)),
+        squeeze_divisor=st.integers(1, 16),
         groups=st.integers(1, 64),
         heads=st.integers(0, 64),
+        first_kernel=st.sampled_from([0, 3, 5]),
         activation=st.none() | st.sampled_from(ACTIVATIONS),
     )
 

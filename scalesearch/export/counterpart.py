@@ -207,7 +207,7 @@ def _described(network: Network) -> _Call:
         return _vision_transformer(network)
     if len(blocks) == 1 and blocks <= {"basic", "bottleneck", "preact_basic", "preact_bottleneck"}:
         return _resnet(network)
-    if blocks <= {"conv_norm", "depthwise_separable", "mbconv", "fused_mbconv", "bneck"}:
+    if blocks <= set(_MOBILE):
         return _mobile(network)
     raise ValueError(f"timm has no network of {', '.join(sorted(blocks))} that is made from a list of stages")
 
@@ -252,7 +252,7 @@ def _resnet(network: Network) -> _Call:
         row = f"stages[{index}]"
         _need(stage.stride == (2 if index else 1), f"{row}.stride is {stage.stride}; there it is {2 if index else 1}")
         _need(stage.kernel == 3, f"{row}.kernel is {stage.kernel}; there it is 3")
-        for field in ("expand", "groups", "squeeze_excite"):
+        for field in ("expand", "groups", "squeeze_excite", "squeeze_divisor"):
             value, usual = getattr(stage, field), getattr(model, field)
             _need(value == usual, f"{row}.{field} is {value:g}; there all stages have the same, {usual:g}")
     own = [where(row) for row, stage in network.rows() if stage.activation not in (None, network.activation)]
@@ -271,11 +271,17 @@ def _resnet(network: Network) -> _Call:
         base = 256 * model.expand / model.groups  # channels of a group, for 64 of timm's `channels`
         named |= {"cardinality": model.groups, "base_width": as_read(base)}
     if ratio := model.squeeze_excite:
-        squeeze = _Call("functools.partial", (_Name("timm.layers.SEModule"),), {"rd_ratio": as_read(ratio)})
-        named["block_args"] = {"attn_layer": "se" if ratio == 1 / 16 else squeeze}
+        kept = {"rd_ratio": as_read(ratio), "rd_divisor": model.squeeze_divisor}
+        squeeze = _Call("functools.partial", (_Name("timm.layers.SEModule"),), kept)
+        usual = ratio == 1 / 16 and (model.squeeze_divisor == 8 or not any(count % 128 for count in channels))
+        named["block_args"] = {"attn_layer": "se" if usual else squeeze}
     named["act_layer"] = _ACTIVATIONS[network.activation]
     name = f"resnet{'v2_' * before}{50 if bottleneck else 18}"
     return _Call("timm.create_model", (name,), named | _epsilon(network) | _common(network))
+
+
+_MOBILE = {"conv_norm": "cn", "depthwise_separable": "dsa", "mbconv": "ir", "bneck": "ir"}
+_MOBILE |= {"fused_mbconv": "er", "edge_residual": "er"}
 
 
 def _mobile(network: Network) -> _Call:
@@ -320,11 +326,10 @@ def _mobile(network: Network) -> _Call:
 
 def _stage(stage: Stage, network: Network) -> str:
     """The row in timm's notation, such as ir_r2_k3_s2_e6_c24_se0.25."""
-    kinds = {"conv_norm": "cn", "depthwise_separable": "dsa", "mbconv": "ir", "bneck": "ir", "fused_mbconv": "er"}
-    kind, marks = kinds[stage.block], [f"r{stage.repeats}", f"k{stage.kernel}", f"s{stage.stride}"]
+    kind, marks = _MOBILE[stage.block], [f"r{stage.repeats}", f"k{stage.kernel}", f"s{stage.stride}"]
     if stage.expand == 1 and kind == "ir":
         kind = "ds"
-    elif stage.expand == 1 and kind == "er":
+    elif stage.expand == 1 and stage.block == "fused_mbconv":
         _need(not stage.squeeze_excite, "a fused_mbconv of expand 1 has no gate there")
         kind = "cn"
         marks.append("skip")

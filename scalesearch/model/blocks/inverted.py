@@ -103,17 +103,11 @@ class FusedInvertedResidual(GatedBlock):
 
     @staticmethod
     def layers(place: Place) -> Layers:
-        stage = place.stage
-        single = stage.expand == 1
-        hidden = place.channels if single else max(1, round(place.in_channels * stage.expand))
-        layers = Layers(
-            expand=Convolution(place.in_channels, hidden, place.resolution, stage.kernel, place.stride),
-            expand_norm=BatchNorm(hidden, place.norm_epsilon),
-        )
-        layers |= gate_layers(stage, hidden, int(place.in_channels * stage.squeeze_excite))
-        if not single:
-            layers["project"] = Convolution(hidden, place.channels, place.resolution)
-            layers["project_norm"] = BatchNorm(place.channels, place.norm_epsilon)
+        single = place.stage.expand == 1
+        hidden = place.channels if single else max(1, round(place.in_channels * place.stage.expand))
+        layers = _fused(place, hidden)
+        if single:
+            del layers["project"], layers["project_norm"]
         return layers
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,6 +115,27 @@ class FusedInvertedResidual(GatedBlock):
         if hasattr(self, "project"):
             y = self.project_norm(self.project(y))
         return x + y if self.residual else y
+
+
+class EdgeResidual(FusedInvertedResidual):
+    """Fused-MBConv with a projection whatever its `expand`, as in EfficientNet-EdgeTPU and timm's EfficientNetV2-RW."""
+
+    name = "edge_residual"
+
+    @staticmethod
+    def layers(place: Place) -> Layers:
+        return _fused(place, max(1, round(place.in_channels * place.stage.expand)))
+
+
+def _fused(place: Place, hidden: int) -> Layers:
+    layers = Layers(
+        expand=Convolution(place.in_channels, hidden, place.resolution, place.stage.kernel, place.stride),
+        expand_norm=BatchNorm(hidden, place.norm_epsilon),
+    )
+    layers |= gate_layers(place.stage, hidden, int(place.in_channels * place.stage.squeeze_excite))
+    layers["project"] = Convolution(hidden, place.channels, place.resolution)
+    layers["project_norm"] = BatchNorm(place.channels, place.norm_epsilon)
+    return layers
 
 
 class UniversalInvertedBottleneck(InvertedResidual):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from scalesearch.model.blocks.block import GatedBlock, Layer, gate_layers
 from scalesearch.model.records import BatchNorm, Convolution, Layers
 from scalesearch.network import Place
+from scalesearch.scaling import round_channels
 
 
 class _Residual(GatedBlock):
@@ -55,7 +56,7 @@ class Basic(_Residual):
     """The basic residual block (arXiv:1512.03385, figure 5 left), with a 1x1 shortcut where the shape changes."""
 
     name = "basic"
-    fields = ("channels", "kernel", "stride", "squeeze_excite", "activation")
+    fields = ("channels", "kernel", "stride", "squeeze_excite", "squeeze_divisor", "activation")
     zero = "norm2.weight"
 
     @staticmethod
@@ -89,7 +90,8 @@ class Bottleneck(_Residual):
     """
 
     name = "bottleneck"
-    fields = ("channels", "kernel", "stride", "expand", "groups", "squeeze_excite", "activation")
+    fields: ClassVar[tuple[str, ...]]
+    fields = ("channels", "kernel", "stride", "expand", "groups", "squeeze_excite", "squeeze_divisor", "activation")
     zero = "norm3.weight"
     conv3: Layer
     norm3: Layer
@@ -112,6 +114,7 @@ class RegNetBottleneck(Bottleneck):
     """
 
     name = "regnet"
+    fields = ("channels", "kernel", "stride", "expand", "groups", "squeeze_excite", "activation")
 
     @staticmethod
     def layers(place: Place) -> Layers:
@@ -139,7 +142,7 @@ class PreactivationBottleneck(_Preactivation):
     """
 
     name = "preact_bottleneck"
-    fields = ("channels", "kernel", "stride", "expand", "squeeze_excite", "activation")
+    fields = ("channels", "kernel", "stride", "expand", "squeeze_excite", "squeeze_divisor", "activation")
     zero = "conv3.weight"
     conv3: Layer
     norm3: Layer
@@ -182,9 +185,14 @@ def _layers(
         layers[f"conv{number}"] = conv
         if not norm_first:
             layers[f"norm{number}"] = BatchNorm(conv.out_channels, place.norm_epsilon)
-    layers |= gate_layers(place.stage, out, int(out * place.stage.squeeze_excite)) if gate is None else gate
+    layers |= gate_layers(place.stage, out, _squeezed(place)) if gate is None else gate
     if place.stride != 1 or place.in_channels != out:
         layers["shortcut"] = Convolution(place.in_channels, out, place.resolution, 1, place.stride)
         if not norm_first:
             layers["shortcut_norm"] = BatchNorm(out, place.norm_epsilon)
     return layers
+
+
+def _squeezed(place: Place) -> int:
+    share, divisor = place.channels * place.stage.squeeze_excite, place.stage.squeeze_divisor
+    return int(share) if divisor == 1 else round_channels(share, divisor=divisor, limit=0)
