@@ -5,6 +5,7 @@ Only the standard library is imported here, so that `--help` is quick; a command
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import io
@@ -255,8 +256,8 @@ def _compose(command: str, task: Callable[[DictConfig], int], overrides: Sequenc
         raise
     except HydraException as error:  # first: one of them is an OSError as well
         return _fail(compose.sentence(error, command, overrides), _USAGE)
-    except OSError as error:
-        return _fail(_words(error), _ENVIRONMENT)
+    except OSError as error:  # a name that is too long is the user's, and no trouble of the disk's
+        return _fail(_words(error), _USAGE if error.errno == errno.ENAMETOOLONG else _ENVIRONMENT)
     except Exception as error:  # a job lets none out: Hydra's refusals, which are of many types, YAML's among them
         return _fail(compose.sentence(error, command, overrides), _USAGE)
     except SystemExit as error:
@@ -333,7 +334,7 @@ def _words(error: BaseException) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    from scalesearch.text import printable
+    from scalesearch.text import brief, printable
 
-    print(f"scalesearch: {printable(message)}", file=sys.stderr)
+    print(f"scalesearch: {brief(printable(message))}", file=sys.stderr)
     return code

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from scalesearch.checks import described
-from scalesearch.text import near
+from scalesearch.network import checked_yaml
+from scalesearch.text import near, one_line
 from scalesearch.workspace import conf_dir
 
 if TYPE_CHECKING:
@@ -77,10 +78,25 @@ def store(command: str, overrides: Sequence[str] = ()) -> str:
         if choice in _registered(group) and not (conf_dir() / group / f"{choice}.yaml").exists():
             known.store(group=group, name=choice, node=_settings(group, choice))
     help_wanted = any(word in ("--help", "-h") for word in overrides)
-    extra = [Path(given) for option, given in itertools.pairwise(overrides) if option in ("--config-dir", "-cd")]
+    extra = _directories(overrides)
+    for file in (file for directory in extra for file in sorted(directory.rglob("*.yaml")) if file.is_file()):
+        try:
+            checked_yaml(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file} cannot be read: {one_line(error)}") from None
+        except (OSError, yaml.YAMLError):  # Hydra says what is wrong with it, if it is the one that is chosen
+            continue
     name = f"scalesearch_{command}"
     known.store(name=name, node=primary(command, help_text=help_of(command, extra) if help_wanted else "-"))
     return name
+
+
+def _directories(words: Sequence[str]) -> list[Path]:
+    """Where the user's own groups lie."""
+    options = ("--config-dir", "-cd", "--config-path", "-cp")
+    apart = [given for option, given in itertools.pairwise(words) if option in options]
+    joined = [word.partition("=")[2] for word in words if word.partition("=")[0] in options and "=" in word]
+    return [Path(given) for given in (*apart, *joined)]
 
 
 def primary(command: str, *, help_text: str = "") -> dict[str, Any]:
@@ -223,7 +239,10 @@ def _keys(command: str, overrides: Sequence[str]) -> list[str]:
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         experiment = [word for word in overrides if word.startswith("experiment=")]  # without it reproduce has nothing
         primary = store(command, overrides)
-        plain = hydra.compose(primary, overrides=experiment)
+        try:
+            plain = hydra.compose(primary, overrides=experiment)
+        except HydraException:  # a command without that group, or no such experiment
+            experiment, plain = [], hydra.compose(primary)
         groups = [*experiment, *(word for word in overrides if word.partition("=")[0] in plain)]
         with contextlib.suppress(HydraException, ValueError):  # a choice of the user's own directory, say
             plain = hydra.compose(primary, overrides=groups)

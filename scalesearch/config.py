@@ -28,7 +28,7 @@ from scalesearch.cost import check_training, cost
 from scalesearch.data import DataSpec, Description, describe
 from scalesearch.executor import EXECUTORS
 from scalesearch.model import is_timm, of_timm, trust
-from scalesearch.network import AnyNetwork, Factory, from_table
+from scalesearch.network import AnyNetwork, Factory, checked_yaml, from_table
 from scalesearch.probing import proxied, with_grain
 from scalesearch.scaling import Proxy, Rounding
 from scalesearch.search import STRATEGIES, Grid, Strategy
@@ -326,7 +326,7 @@ def from_yaml(path: Path) -> dict[str, Any]:
     """
     content = path.read_bytes()
     try:
-        loaded = OmegaConf.to_container(OmegaConf.load(io.StringIO(content.decode())))
+        loaded = OmegaConf.to_container(OmegaConf.load(io.StringIO(checked_yaml(content.decode()))))
     except (ValueError, OSError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         raise ValueError(f"{path} is damaged, or was edited ({one_line(error)})") from None
     if not isinstance(loaded, dict):

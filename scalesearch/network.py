@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 import yaml
 
 from scalesearch.checks import Must, between, checked, known
+from scalesearch.text import one_line
 
 MAX_CHANNELS = 65_536
 MAX_REPEATS = 1_000
@@ -237,12 +238,39 @@ def from_table(table: Mapping[str, Any], *, name: str) -> AnyNetwork:
 def load(path: Path) -> AnyNetwork:
     """The network of a YAML file. Keys that are not the table's, such as `proxy`, are refused."""
     try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read the network in {path}: {error}") from None
+        table = yaml.safe_load(checked_yaml(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"cannot read the network in {path}: {one_line(error)}") from None
     if not isinstance(table, dict):
         raise ValueError(f"{path} holds no table of a network")
     return from_table({k: v for k, v in table.items() if k != "name"}, name=str(table.get("name", path.stem)))
+
+
+_MOST_VALUES = 100_000
+
+
+def checked_yaml(text: str) -> str:
+    """The text, where it is YAML whose aliases do not multiply.
+
+    A few lines of aliases of aliases come to billions of values, which whatever walks them never gets through.
+    Raises: ValueError for more than 100,000 values.
+    """
+    if "*" not in text or "&" not in text:
+        return text
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = _MOST_VALUES + 1  # until it is known: a node inside itself has no end
+            inside = node.value if isinstance(node, yaml.CollectionNode) else ()
+            parts = [part for pair in inside for part in (pair if isinstance(pair, tuple) else (pair,))]
+            sizes[id(node)] = 1 + sum(map(size, parts))
+        return sizes[id(node)]
+
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    if node is not None and size(node) > _MOST_VALUES:
+        raise ValueError(f"its aliases come to more than {_MOST_VALUES:,} values")
+    return text
 
 
 def where(row: str) -> str:

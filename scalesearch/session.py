@@ -24,7 +24,7 @@ from scalesearch.network import AnyNetwork
 from scalesearch.screen import Screen
 from scalesearch.text import override, typed
 from scalesearch.tracking import CommandLog, Tracker, mlflow_experiment
-from scalesearch.workspace import ALL_FAILED, DONE, SOME_FAILED
+from scalesearch.workspace import ALL_FAILED, DONE, SOME_FAILED, refuse_links
 
 
 @dataclass
@@ -50,6 +50,7 @@ class Session:
 
     def __enter__(self) -> Session:
         if self.directory is not None:
+            refuse_links(self.directory)
             self._open.enter_context(lock_study(self.directory))
         return self
 

@@ -123,6 +123,20 @@ def printable(words: str) -> str:
     return "".join(one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in words)
 
 
+def brief(words: str) -> str:
+    """The words, and of a part that nobody would read to its end the beginning and the end.
+
+    >>> brief("study is " + "x" * 5000)[:30], len(brief("study is " + "x" * 5000))
+    ('study is xxxxxxxxxxxxxxxxxxxxx', 337)
+    """
+    words = re.sub(r"\S{600,}", lambda found: _middle_out(found[0]), words)
+    return re.sub(r"'[^']{600,}'|\"[^\"]{600,}\"", lambda found: _middle_out(found[0]), words)
+
+
+def _middle_out(word: str) -> str:
+    return f"{word[:200]}[{len(word) - 300} characters more]{word[-100:]}"
+
+
 def shown(name: object) -> str:
     """A path or a name as it can be printed: what no terminal shows, and no UTF-8 has, is escaped.
 

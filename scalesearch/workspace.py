@@ -111,11 +111,28 @@ def find_records(workspace: Path, name: str | None) -> Path:
     return _named(found, workspace, name)
 
 
+def refuse_links(directory: Path) -> None:
+    """Nothing, where all that a command may write below `directory` stays there.
+
+    Raises: ValueError that names a link which leads out: a study may come from somebody else, with links in it.
+    """
+    root = directory.resolve()
+    for path in directory.rglob("*"):
+        if path.is_symlink():
+            try:
+                target = path.resolve()
+            except (OSError, RuntimeError):  # a circle
+                target = Path(path.anchor)
+            if not target.is_relative_to(root):
+                raise ValueError(f"{path} is a link that leads out of {directory}, to {target}; remove it")
+
+
 def _named(found: Mapping[str, Path], workspace: Path, study: str | None) -> Path:
     known = list(found)
     if study is None and len(known) == 1:
         study = known[0]
     if study in found:
+        refuse_links(found[str(study)])
         return found[str(study)]
     if not known:
         raise ValueError(f"there is no study in {workspace}; first: scalesearch run, or name another workspace=DIR")
@@ -131,7 +148,11 @@ def _directory(given: object) -> Path:
         raise ValueError("it must be the path of a directory")
     path = Path(given).expanduser()
     for part in (path, *path.parents):
-        if part.exists() and not part.is_dir():
+        try:
+            in_the_way = part.exists() and not part.is_dir()
+        except OSError as error:  # a name that is too long, a directory that may not be entered
+            raise ValueError(f"{error.strerror}; it must be the path of a directory") from None
+        if in_the_way:
             raise ValueError(f"{part} is a file; it must be the path of a directory")
     return path
 

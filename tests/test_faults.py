@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import socket
 import sqlite3
@@ -14,8 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import Ended, case
+from hypothesis import given
+from hypothesis import strategies as st
 from test_released import COMMAND, RELEASED
+
+from scalesearch.network import checked_yaml
 
 # MLflow's own: it leaves sqlite connections and sockets to the garbage collector.
 pytestmark = [
@@ -102,6 +108,81 @@ def test_a_name_of_a_study_is_taken_or_refused(place: Path, command: Callable[..
     else:
         assert ended.code == 2
         assert len(ended.output) < 400
+
+
+# Files of somebody else's.
+
+
+def test_a_link_that_leads_out_of_a_study_is_refused_and_nothing_written_through_it(
+    place: Path, command: Callable[..., Ended]
+) -> None:
+    outside = place / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("precious")
+    assert command(*WORDS, "workspace=w", "tracking=none").code == 0
+    study = place / "w" / "studies" / "released"
+    for name in ("figures", "variants", "lock", "tracking.jsonl", "tracking.position", "tracking.lock", "round"):
+        with case(name):
+            aside = place / "aside"
+            if (study / name).exists():
+                (study / name).rename(aside)
+            target = study / "round" if name == "round" else outside if aside.is_dir() else outside / "file"
+            (study / name).symlink_to(target)
+            for words in ((*WORDS, "workspace=w"), ("sync", "study=released", "workspace=w")):
+                ended = command(*words)
+                assert ended.code == 2, ended.output
+                assert f"{study.relative_to(place) / name} is a link that leads out" in ended.output
+            (study / name).unlink()
+            if aside.exists():
+                aside.rename(study / name)
+    assert [path.name for path in outside.iterdir()] == ["file"]
+    assert (outside / "file").read_text() == "precious"
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in itertools.pairwise("abcdefgh")
+)
+
+
+def test_aliases_that_multiply_are_refused_wherever_yaml_is_read(place: Path, command: Callable[..., Ended]) -> None:
+    (place / "mine" / "baseline").mkdir(parents=True)
+    (place / "mine" / "baseline" / "bomb.yaml").write_text(BOMB)
+    assert command(*WORDS, "workspace=w", "tracking=none").code == 0
+    study = place / "w" / "studies" / "released"
+    for option in ("--config-dir", "--config-dir="):
+        words = ("plan", "baseline=bomb", *([option, "mine"] if option[-1] != "=" else [f"{option}mine"]))
+        ended = command(*words)
+        assert ended.code == 2
+        assert "bomb.yaml cannot be read: its aliases come to more than 100,000 values" in ended.output
+    for name, reader in (("settings.yaml", "status"), ("coefficients.yaml", "variants")):
+        (study / name).write_text(BOMB)
+        ended = command(reader, "study=released", "workspace=w")
+        assert ended.code == 2, ended.output
+        assert f"{name} is damaged, or was edited (its aliases come to more than" in ended.output
+        assert len(ended.output) < 400
+
+
+@given(st.recursive(st.text("ab", max_size=3), lambda inner: st.lists(inner, max_size=4), max_leaves=30))
+def test_yaml_without_a_bomb_is_read_as_it_was(value: object) -> None:
+    again = [value, value]  # written with an alias where it is a list
+    assert yaml.safe_load(checked_yaml(yaml.safe_dump(again))) == again
+
+
+LONG = "x" * 2500
+
+
+def test_no_message_repeats_a_long_input(place: Path, command: Callable[..., Ended]) -> None:
+    given = [f"{key}={LONG}" for key in ("study", "workspace", "recipe.epochs", "baseline", "phis", "init", "search")]
+    for word in (*given, f"{LONG}=1", f"+{LONG}=1", LONG, f"--{LONG}", f"study='{'x ' * 1250}'", f"experiments={LONG}"):
+        with case(word[:40]):
+            ended = command("plan", word)
+            assert ended.code == 2
+            assert len(ended.output) < 1500
+    for words in ([LONG], ["reproduce", LONG], ["status", f"study={LONG}"], ["cost", f"experiments={LONG}"]):
+        with case(words[0][:40]):
+            ended = command(*words)
+            assert ended.code == 2
+            assert len(ended.output) < 1500
 
 
 # Secrets.
