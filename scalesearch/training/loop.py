@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scalesearch.data import Data
-from scalesearch.machine import torch_device
+from scalesearch.machine import freed_memory_kept, torch_device
 from scalesearch.model import build, identity
 from scalesearch.network import AnyNetwork
 from scalesearch.pretrained import read, start
@@ -79,6 +79,7 @@ class Diverged(ValueError):  # noqa: N818 - what a training did
     """The loss became nan or infinite: a failure, never a score."""
 
 
+@freed_memory_kept()
 def train(
     network: AnyNetwork,
     recipe: Recipe,
