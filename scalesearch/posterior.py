@@ -104,15 +104,17 @@ class Posterior:
         needed = int(np.searchsorted(np.cumsum(probability[order]), confidence - 1e-12)) + 1
         return [among[place] for place in order[:needed]]
 
-    def gain(self, network: int, among: Sequence[int]) -> float:
+    def gain(self, network: int, among: Sequence[int], under_way: Mapping[int, int] | None = None) -> float:
         """By how much the best expected accuracy of these is expected to rise by one more training of `network`.
 
         The knowledge gradient (Frazier, Powell and Dayanik 2008, doi:10.1137/070693424), for correlated beliefs.
+        under_way: trainings of each network whose scores will come; what they will tell need not be learnt again.
         """
-        variance = float(self.covariance[network, network] + self.images[network, network]) + self.training_variance
+        covariance = self._after(under_way or {})
+        variance = float(covariance[network, network] + self.images[network, network]) + self.training_variance
         if variance <= 0:
             return 0.0
-        mean, change = self.mean[list(among)], self.covariance[network, list(among)] / math.sqrt(variance)
+        mean, change = self.mean[list(among)], covariance[network, list(among)] / math.sqrt(variance)
         rise = (mean[:, None] + change[:, None] * _NORMAL).max(0).mean() - mean.max()
         return max(0.0, float(rise))
 
@@ -121,13 +123,7 @@ class Posterior:
 
         Exact for Gaussian beliefs: what will then be expected varies by what the trainings take off the covariance.
         """
-        before = self.covariance
-        rows = [network for network, number in trainings.items() if number > 0]
-        after = before
-        if rows:
-            seen = before[np.ix_(rows, rows)] + self.images[np.ix_(rows, rows)]
-            seen = seen + np.diag([self.training_variance / trainings[network] for network in rows])
-            after = before - before[:, rows] @ np.linalg.pinv(seen) @ before[rows]
+        before, after = self.covariance, self._after(trainings)
         learnt = _root(before - after)
         normal = np.random.default_rng(0).standard_normal((_DRAWS, len(before)))
         # The same numbers for both, so that the difference of the two is of the trainings and not of chance.
@@ -136,8 +132,27 @@ class Posterior:
         will_be = (self.mean + normal @ learnt.T + rest)[:, list(among)].max(1).mean()
         return max(0.0, float(will_be - will_expect))
 
+    def _after(self, trainings: Mapping[int, int]) -> Array:
+        """The covariance of the accuracies once so many more trainings of each network have ended."""
+        before, rows = self.covariance, [network for network, number in trainings.items() if number > 0]
+        if not rows:
+            return before
+        seen = before[np.ix_(rows, rows)] + self.images[np.ix_(rows, rows)]
+        seen = seen + np.diag([self.training_variance / trainings[network] for network in rows])
+        return np.asarray(before - before[:, rows] @ np.linalg.pinv(seen) @ before[rows])
+
 
 _NORMAL = stats.norm.ppf((np.arange(256) + 0.5) / 256)  # equally probable values
+
+
+def doublings(triples: Sequence[tuple[float, float, float]]) -> Size:
+    """The size of a network that stands for these (alpha, beta, gamma): the mean of their logarithms.
+
+    >>> doublings([(2.0, 1.0, 1.0), (1.0, 2.0, 1.0)])
+    (0.5, 0.5, 0.0)
+    """
+    depth, width, resolution = (float(value) for value in np.log2(triples).mean(0))
+    return depth, width, resolution
 
 
 def posterior(

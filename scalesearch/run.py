@@ -10,7 +10,7 @@ from scalesearch import report, search, variants
 from scalesearch.data import Data
 from scalesearch.evaluation import Evaluation
 from scalesearch.planning import num_evaluations, planned, refuse_infeasible, summary
-from scalesearch.search import BASELINE, Plan, Stopped, TrialResult
+from scalesearch.search import BASELINE, Ended, Plan, Stopped, TrialResult
 from scalesearch.selection import (
     Chance,
     Choice,
@@ -113,7 +113,9 @@ def _train_candidates(
             storage=sqlite_url(settings.workspace / "optuna.db"),
             study=settings.study,
         ):
-            if isinstance(one, Stopped):
+            if isinstance(one, Ended):
+                progress.note(f"the search ends: {one.reason}")
+            elif isinstance(one, Stopped):
                 stopped[one.candidate.id] = one.reason
                 log.stopped(one)
                 progress.note(f"{one.candidate.id} stopped: {one.reason}")

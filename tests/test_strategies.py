@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,26 +17,31 @@ from searches import SHIPPED, composed, strategy_of
 
 from scalesearch.checks import parse
 from scalesearch.registry import Registry
-from scalesearch.search import STRATEGIES, History, Problem, Request, Stop, Strategy
+from scalesearch.scaling import Coefficients
+from scalesearch.search import BASELINE, STRATEGIES, End, History, Problem, Request, Score, Stop, Strategy
+from scalesearch.search.strategies import estimate
+from scalesearch.selection import decision
 
 pytestmark = pytest.mark.xdist_group("strategies")
 
 
-def answers(strategy: Strategy, problem: Problem, score: Callable[[Request], float | None]) -> Iterator[Request | Stop]:
+def answers(
+    strategy: Strategy, problem: Problem, score: Callable[[Request], float | None]
+) -> Iterator[Request | Stop | End]:
     """Every step, with scores shown at once."""
     seen, waiting = History(), list[Request]()
     for step in strategy.steps(problem, seen):
         if step is None:
             assert waiting, "it waits for nothing"
-            seen.show(waiting[0], score(waiting.pop(0)))
+            seen.show(waiting[0], Score(score(waiting.pop(0))))
             continue
         yield step
         if isinstance(step, Request):
-            seen.show(step, score(step))
+            seen.show(step, Score(score(step)))
 
 
 def line(size: int, seeds: int = 4) -> Problem:
-    return Problem((100,) * size, tuple(((1 + place / 10, 1.0),) for place in range(size)), seeds)
+    return Problem((100,) * size, tuple(((1 + place / 10, 1.0, 1.0),) for place in range(size)), seeds)
 
 
 def noisy(request: Request) -> float:
@@ -112,6 +118,92 @@ def test_a_race_stops_who_is_significantly_worse_and_nobody_else() -> None:
     assert all("significantly worse" in stop.reason for stop in stops)
 
 
+def test_knowledge_trains_each_once_and_then_what_may_be_the_best() -> None:
+    def score(request: Request) -> float:
+        return noisy(request._replace(candidate=7)) - 0.03 * max(0, 5 - request.candidate)
+
+    requests = [s for s in answers(strategy_of("knowledge"), line(8), score) if isinstance(s, Request)]
+    assert [r.candidate for r in requests[:8]] == list(range(8))
+    later = [r.candidate for r in requests[8:]]
+    assert len(later) == 8  # half of what the grid would train
+    assert (
+        sum(candidate >= 5 for candidate in later) >= 6
+    )  # three that are equal; the others are 3 points behind or more
+
+
+def test_knowledge_prefers_the_cheaper_of_two_that_would_teach_the_same() -> None:
+    """Two leaders of equal scores, one three times as costly; the others are far behind."""
+
+    def score(request: Request) -> float:
+        chance = np.random.default_rng([request.candidate % 2, request.seed])
+        return (0.8 if request.candidate < 2 else 0.6) + chance.normal(0, 0.003)
+
+    problem = replace(line(6), macs=(300, 100, 100, 100, 100, 100))
+    requests = [s for s in answers(strategy_of("knowledge"), problem, score) if isinstance(s, Request)]
+    assert sum(r.candidate == 1 for r in requests) > sum(r.candidate == 0 for r in requests)
+
+
+def test_scores_that_will_come_need_not_be_learnt_again() -> None:
+    """Two that may be the best: with trainings of the one under way, the next one is of the other."""
+    seen, problem = History(), replace(line(4), macs=(100, 100, 100, 100))
+    for candidate, seed in [(c, s) for c in range(4) for s in range(2)]:
+        value = (0.80 if candidate in (0, 3) else 0.70) + (0.004 if seed else -0.004)
+        seen.show(Request(candidate, seed), Score(value))
+    estimated = estimate(problem, seen)
+    assert estimated is not None
+    alone, waiting = estimated.gains({}), estimated.gains({0: 8})
+    assert waiting[0] < 0.5 * alone[0]
+    assert waiting[3] > 0.5 * alone[3]
+
+
+REGRET = ("race", "knowledge", "tpe", "gp")
+
+
+@pytest.mark.parametrize("name", REGRET)
+def test_a_search_ends_where_its_choice_is_expected_to_lose_little(name: str) -> None:
+    def level(request: Request) -> float:
+        return noisy(request._replace(seed=10 * request.seed + request.candidate, candidate=0))
+
+    of = {}
+    for regret in (None, 5.0, 0.0011):
+        strategy = replace(strategy_of(name), regret=regret, compute=1.0)  # type: ignore[type-var, call-arg]
+        of[regret] = list(answers(strategy, line(6), level))
+    ends = {regret: [step for step in steps if isinstance(step, End)] for regret, steps in of.items()}
+    assert ends[None] == []
+    (end,) = ends[5.0]
+    assert of[5.0][-1] == end
+    assert "below search.regret=5" in end.reason
+    trained = {regret: sum(isinstance(step, Request) for step in steps) for regret, steps in of.items()}
+    assert trained[5.0] < trained[None]
+    assert trained[0.0011] >= trained[5.0]
+
+
+def test_the_regret_that_ends_a_race_is_that_of_the_decision() -> None:
+    """With the same scores the estimates of strategy and selection are one."""
+    seen, problem, generator = History(), line(5), np.random.default_rng(0)
+    correct = {
+        (candidate, seed): generator.random(500) < 0.8 + 0.02 * candidate
+        for candidate in range(-1, 5)
+        for seed in range(3)
+    }
+    for (candidate, seed), right in correct.items():
+        seen.show(Request(candidate, seed), Score(float(right.mean()), right))
+    estimated = estimate(problem, seen)
+    assert estimated is not None
+    names = [BASELINE, *(f"c{place}" for place in range(5))]
+    known = {
+        name: SimpleNamespace(triples=[Coefficients(*(problem.triples[place - 1][0] if place else (1.0, 1.0, 1.0)))])
+        for place, name in enumerate(names)
+    }
+    finished = {name: {seed: correct[place - 1, seed] for seed in range(3)} for place, name in enumerate(names)}
+    found = decision.estimate(known, finished)  # type: ignore[arg-type]
+    assert found is not None
+    assert found[0] == names
+    np.testing.assert_allclose(found[1].mean, estimated.posterior.mean)
+    np.testing.assert_allclose(found[1].covariance, estimated.posterior.covariance)
+    assert estimated.regret(range(5)) == pytest.approx(100 * found[1].regret(range(1, 6)).min())
+
+
 def test_halving_trains_the_better_half_longer_and_the_best_with_every_seed() -> None:
     problem = line(8)
     requests = [s for s in answers(strategy_of("halving"), problem, noisy) if isinstance(s, Request)]
@@ -132,7 +224,7 @@ def test_halving_does_not_wait_for_a_round_to_fill() -> None:
             break
         under_way.append(step)
         if len(under_way) == 4:
-            seen.show(under_way[0], noisy(under_way.pop(0)))
+            seen.show(under_way[0], Score(noisy(under_way.pop(0))))
     assert {request.share for request in under_way} == {0.25}
 
 
@@ -150,6 +242,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("halving", {"shares": [0.001]}, "search.shares[0] is 0.001; it must be a number from 0.01"),
     ("halving", {"shares": []}, "it must be rising shares"),
     ("halving", {"keep": 1}, "search.keep is 1; it must be a number from 0.01 to 0.99"),
+    ("race", {"regret": 0}, "search.regret is 0; it must be null or a number from 0.001 to 100"),
     ("sampler", {"sampler": "cma"}, "search.sampler is 'cma' (known: tpe, gp)"),
     ("sampler", {"explore": 2}, "search.explore is 2; it must be a number from 0 to 1"),
     ("sampler", {"startup": 0}, "search.startup is 0; it must be"),
@@ -181,7 +274,7 @@ def test_strategies_are_found_without_torch() -> None:
     code = """if True:
         import sys
         from scalesearch.search.strategies import STRATEGIES
-        assert {"grid", "halving", "race", "sampler"} == {*STRATEGIES}, {*STRATEGIES}
+        assert {"grid", "halving", "knowledge", "race", "sampler"} == {*STRATEGIES}, {*STRATEGIES}
         assert [STRATEGIES[name]() for name in STRATEGIES]
         assert not {"torch", "optuna"} & sys.modules.keys()
     """

@@ -19,7 +19,7 @@ from scalesearch import search
 from scalesearch.data import DataSpec
 from scalesearch.evaluation import Evaluator
 from scalesearch.ledger import Ledger
-from scalesearch.search import BASELINE, Plan, Request, Stopped, TrialResult
+from scalesearch.search import BASE, BASELINE, Ended, Plan, Request, Stopped, TrialResult
 from scalesearch.selection import Choice, select
 from scalesearch.training import Recipe, Result
 
@@ -84,7 +84,14 @@ class Planted:
 
 
 def found(
-    name: str, plan: Plan, recipe: Recipe, accuracies: Sequence[float], place: Path, *, chance: int = 0, slots: int = 3
+    name: str,
+    plan: Plan,
+    recipe: Recipe,
+    accuracies: Sequence[float],
+    place: Path,
+    *options: str,
+    chance: int = 0,
+    slots: int = 3,
 ) -> tuple[Choice, list[TrialResult], dict[str, str]]:
     """The real search with planted scores: strategy, evaluator, ledger, Optuna, selection."""
     executor = Planted(plan, recipe, accuracies, chance=chance, slots=slots)
@@ -92,7 +99,7 @@ def found(
     for one in search.run(
         plan,
         SPACE,
-        strategy=strategy_of(name),
+        strategy=strategy_of(name, *options),
         seeds=4,
         recipe=recipe,
         data="0" * 64,
@@ -101,7 +108,9 @@ def found(
         storage=search.sqlite(place / "optuna.db"),
         study="planted",
     ):
-        if isinstance(one, Stopped):
+        if isinstance(one, Ended):
+            stopped["search"] = one.reason
+        elif isinstance(one, Stopped):
             stopped[one.candidate.id] = one.reason
         else:
             results.append(one)
@@ -125,6 +134,24 @@ def test_a_planted_optimum_is_found(name: str, plan: Plan, recipe: Recipe, tmp_p
         return
     assert choice.chosen == target
     assert target not in stopped
+
+
+@pytest.mark.parametrize("name", ["race", "knowledge"])
+def test_a_search_ends_where_its_regret_is_reached_and_comes_to_the_same_again(
+    name: str, plan: Plan, recipe: Recipe, tmp_path: Path
+) -> None:
+    accuracies = planted(plan, 4, 2 * NOISE)
+    for place in ("whole", "a", "b"):
+        (tmp_path / place).mkdir()
+    whole = found(name, plan, recipe, accuracies, tmp_path / "whole", "search.compute=1")[1]
+    options = ("search.compute=1", "search.regret=0.25")
+    choice, results, stopped = found(name, plan, recipe, accuracies, tmp_path / "a", *options)
+    assert "below search.regret=0.25" in stopped["search"]
+    assert len(results) < len(whole)
+    again, others, _ = found(name, plan, recipe, accuracies, tmp_path / "b", *options, slots=2)
+    asked = [{(r.candidate.id, r.outcome.evaluation.seed) for r in these} for these in (results, others)]
+    assert asked[0] == asked[1]
+    assert again.chosen == choice.chosen
 
 
 @pytest.mark.parametrize("name", ["grid", "race"])
@@ -218,9 +245,15 @@ def test_a_replay_asks_for_what_the_real_search_asks_for(searched: CompletedStud
             requested = one.outcome.evaluation
             row = scores[requested.recipe.epochs / recipe.epochs][names.index(one.candidate.id)]
             row[requested.seed] = one.outcome.result.val_accuracy
-    problem = search.problem(plan, 4)
-    recorded = Recorded(tuple(names), problem.macs, problem.points, scores, scores[1.0])
-    again = replay(strategy_of(name), recorded, seeds=4, columns=list(range(most)))
+    problem, baseline, correct = search.problem(plan, 4), np.full(most, np.nan), {}
+    for one in results:
+        if (result := one.outcome.result) is not None and one.outcome.evaluation.recipe == recipe:
+            seed = one.outcome.evaluation.seed
+            correct[BASE if one.candidate.id == BASELINE else names.index(one.candidate.id), seed] = result.correct
+            if one.candidate.id == BASELINE:
+                baseline[seed] = result.val_accuracy
+    recorded = Recorded(tuple(names), problem.macs, problem.triples, scores, scores[1.0], baseline, correct)
+    again = replay(strategy_of(name), recorded, seeds=4, columns=list(range(most)), rule="best")
     assert sorted(again.requests) == sorted(
         Request(names.index(t.candidate.id), e.seed, e.recipe.epochs / recipe.epochs)
         for t in results

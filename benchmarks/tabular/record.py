@@ -23,12 +23,10 @@ from scalesearch import compose, search
 from scalesearch.config import Groups, plain
 from scalesearch.data import load
 from scalesearch.evaluation import Evaluation, Evaluator
-from scalesearch.executor import EXECUTORS
 from scalesearch.ledger import Ledger
 from scalesearch.study import StudySettings
 
 HERE = Path(__file__).resolve().parent
-SHARES = (0.25, 0.5, 1.0)  # of the recipe's epochs
 
 
 def main() -> None:
@@ -36,9 +34,12 @@ def main() -> None:
     parser.add_argument("baseline")
     parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--workspace", default="workspace")
-    requested = parser.parse_args()
+    parser.add_argument("--shares", type=float, nargs="+", default=(0.25, 0.5, 1.0), help="of the recipe's epochs")
+    parser.add_argument("--directory", type=Path, default=HERE, help="of the table")
+    parser.add_argument("settings", nargs="*", help="of the search, such as recipe.epochs=1")
+    requested = parser.parse_intermixed_args()
     images = ("data.num_train=12000", "data.num_val=10000")  # as these tables were recorded
-    words = [f"baseline={requested.baseline}", *images, f"workspace={requested.workspace}"]
+    words = [f"baseline={requested.baseline}", *images, f"workspace={requested.workspace}", *requested.settings]
     experiment = StudySettings.of(Groups(plain(compose.composed("run", *words))))
     network, rounding = experiment.proxy_network
     plan = search.candidates(network, experiment.grid, experiment.budget, rounding)
@@ -48,7 +49,7 @@ def main() -> None:
 
     def evaluations() -> Iterator[Evaluation]:
         for seed in range(requested.seeds):
-            for share in reversed(SHARES):
+            for share in sorted(requested.shares, reverse=True):
                 recipe = replace(experiment.recipe, epochs=share * experiment.recipe.epochs)
                 for candidate in (plan.baseline, *plan.candidates):
                     evaluation = Evaluation(candidate.network, recipe, data.fingerprint, seed)
@@ -56,7 +57,7 @@ def main() -> None:
                     yield evaluation
 
     rows, right = [], {}
-    with EXECUTORS[experiment.executor_name](**experiment.executor) as executor:
+    with experiment.executor.open() as executor:
         evaluator = Evaluator(Ledger(experiment.workspace), executor, experiment.data)
         for number, outcome in enumerate(evaluator.run(evaluations()), start=1):
             if outcome.result is None:
@@ -84,8 +85,8 @@ def main() -> None:
             if not outcome.reused:
                 print(number, row["candidate"], row["epochs"], row["seed"], row["val_accuracy"], flush=True)
     table = pd.DataFrame(rows).sort_values(["candidate", "epochs", "seed"], ignore_index=True)
-    table.to_csv(HERE / f"{requested.baseline}.csv", index=False)
-    np.savez_compressed(HERE / f"{requested.baseline}.npz", **dict(sorted(right.items())))
+    table.to_csv(requested.directory / f"{requested.baseline}.csv", index=False)
+    np.savez_compressed(requested.directory / f"{requested.baseline}.npz", **dict(sorted(right.items())))
 
 
 if __name__ == "__main__":

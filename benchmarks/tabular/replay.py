@@ -1,10 +1,11 @@
 """Replay every strategy on the recorded trainings, and put the tables into docs/search.md.
 
-    python benchmarks/tabular/replay.py                     # some minutes, most of them Optuna's Gaussian process
-    python benchmarks/tabular/replay.py --replays 100       # a quick look, printed only
+    python benchmarks/tabular/replay.py                     # half an hour on two cores
+    python benchmarks/tabular/replay.py --replays 40        # a quick look, printed only
 
-A replay draws seeds with replacement, the same seeds for all candidates. The recorded trainings are the population, and
-their means are the truth. A strategy sees validation accuracies; its regret is measured on the test split.
+Each replay splits the recorded seeds at random. A search sees validation accuracies of one part; the truth is the mean
+test accuracy of the other part, which no search has seen. So the truth is as noisy as a few seeds, and never kind to a
+choice by the same noise that made it.
 """
 
 from __future__ import annotations
@@ -12,50 +13,81 @@ from __future__ import annotations
 import argparse
 import functools
 import multiprocessing
-import statistics
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from recorded import Recorded, replay
+from recorded import Recorded, Replayed, replay
 
-from scalesearch import compose, search
+from scalesearch import compose
 from scalesearch.config import Groups, plain
-from scalesearch.evaluation import Evaluation, Outcome
-from scalesearch.search import Strategy, TrialResult
-from scalesearch.selection import select
+from scalesearch.search import Strategy
 from scalesearch.study import StudySettings
-from scalesearch.training import Result
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent.parent / "docs" / "search.md"
-BASELINES = ("mobilenetv2", "preresnet20")
+BASELINES = tuple(sorted(path.stem for path in HERE.glob("*.csv")))
 SEEDS = 4  # of the recipe: what `grid` trains each candidate with
-DRAWS = 16  # seeds that a strategy may come to
+SEEN = 8  # seeds that a search may come to; the others are the truth
+CONFIDENCE = 0.95
+PIECE = 20  # replays that a process takes at a time
+POPULATIONS, OF_EACH = 40, 25  # of the bootstrap
 
-QUARTILES = ("lower quartile", "median", "upper quartile")
 
-# What is compared: words, conf/search file, overrides, seeds of the recipe.
+class Compared(NamedTuple):
+    """A search and how it chooses; `share` of the replays, for what takes long."""
+
+    words: str
+    search: str
+    rule: str
+    overrides: tuple[str, ...] = ()
+    seeds: int = SEEDS
+    share: float = 1.0
+
+
+DEFAULT = Compared("**race, compute 0.5**", "race", "posterior")
 COMPARED = (
-    ("grid, 1 seed", "grid1", (), 1),
-    ("grid, 2 seeds", "grid", (), 2),
-    ("grid, 3 seeds", "grid", (), 3),
-    ("**grid, 4 seeds**", "grid", (), 4),
-    ("grid, 8 seeds", "grid", (), 8),
-    ("race, compute 0.25", "race", ("search.compute=0.25",), SEEDS),
-    ("race, compute 0.375", "race", ("search.compute=0.375",), SEEDS),
-    ("**race, compute 0.5**", "race", (), SEEDS),
-    ("race, compute 0.75", "race", ("search.compute=0.75",), SEEDS),
-    ("race, compute 0.5, lookahead 1", "race", ("search.lookahead=1",), SEEDS),
-    ("race, compute 0.5, lookahead 6", "race", ("search.lookahead=6",), SEEDS),
-    ("halving", "halving", (), SEEDS),
-    ("tpe, compute 0.5", "tpe", (), SEEDS),
-    ("gp, compute 0.5", "gp", (), SEEDS),
+    Compared("grid, 1 seed", "grid1", "best", seeds=1),
+    Compared("grid, 1 seed", "grid1", "posterior", seeds=1),
+    Compared("grid, 2 seeds", "grid", "best", seeds=2),
+    Compared("grid, 2 seeds", "grid", "posterior", seeds=2),
+    Compared("grid, 4 seeds", "grid", "best"),
+    Compared("grid, 4 seeds", "grid", "posterior"),
+    Compared("grid, 8 seeds", "grid", "best", seeds=8),
+    Compared("grid, 8 seeds", "grid", "posterior", seeds=8),
+    Compared("race, compute 0.375", "race", "posterior", ("search.compute=0.375",)),
+    Compared("race, compute 0.5", "race", "best"),
+    DEFAULT,
+    Compared("race, compute 0.75", "race", "posterior", ("search.compute=0.75",)),
+    Compared("race, compute 0.5, lookahead 1", "race", "posterior", ("search.lookahead=1",)),
+    Compared("race, compute 0.5, lookahead 6", "race", "posterior", ("search.lookahead=6",)),
+    Compared("race until search.regret=0.2", "race", "posterior", ("search.compute=1", "search.regret=0.2")),
+    Compared("knowledge, compute 0.375", "knowledge", "posterior", ("search.compute=0.375",)),
+    Compared("knowledge, compute 0.5", "knowledge", "posterior"),
+    Compared("halving", "halving", "best"),
+    Compared("tpe, compute 0.5", "tpe", "posterior"),
+    Compared("gp, compute 0.5", "gp", "posterior", share=0.1),
 )
-PIECE = 50  # replays that a process takes at a time
+
+
+class Row(NamedTuple):
+    """One replay. Accuracies are in points; NaN where there is no estimate.
+
+    gain: of the choice over the average candidate, in truth. regret: of the choice against the best one of the truth,
+    and `stated` what the estimate expects of that, the noise of the truth included. covered: whether the set that the
+    estimate names for that includes the best one of the truth; `size`: candidates in the set of the decision.
+    """
+
+    gain: float
+    compute: float
+    regret: float
+    stated: float
+    covered: float
+    size: float
 
 
 @functools.cache
@@ -64,115 +96,179 @@ def composed(baseline: str, name: str, overrides: tuple[str, ...], seeds: int) -
     return StudySettings.of(Groups(plain(compose.composed("run", *given))))
 
 
-def regrets(
-    baseline: str, name: str, overrides: tuple[str, ...], seeds: int, numbers: Sequence[int]
-) -> list[tuple[float, float, bool]]:
-    """(test regret in points, compute per `grid` with `SEEDS` seeds, whether the truly best was chosen) of each."""
+@functools.cache
+def read(baseline: str) -> Recorded:
+    return Recorded.read(HERE / f"{baseline}.csv")
+
+
+def possible(baseline: str, compared: Compared) -> bool:
+    """Whether the table has what the search asks for: a halving wants shorter schedules."""
+    return compared.search != "halving" or {0.25, 0.5} <= read(baseline).scores.keys()
+
+
+def once(
+    recorded: Recorded, baseline: str, compared: Compared, number: int, seen: Sequence[int], held: Sequence[int]
+) -> Row:
+    """One replay on the seeds `seen`, judged by the seeds `held`."""
+    strategy: Strategy = composed(baseline, compared.search, compared.overrides, compared.seeds).search.strategy
+    if hasattr(strategy, "sampler_seed"):
+        strategy = replace(strategy, sampler_seed=number)  # type: ignore[type-var]
+    found = replay(strategy, recorded, seeds=compared.seeds, columns=seen, rule=compared.rule)
+    truth = 100 * recorded.test[:, held].mean(1)
+    stated, covered, size = judged(found, truth, len(held), number)
+    gain = float(truth[found.chosen] - truth.mean())
+    return Row(gain, found.compute / SEEDS, float(truth.max() - truth[found.chosen]), stated, covered, size)
+
+
+def judged(found: Replayed, truth: np.ndarray, num_held: int, number: int) -> tuple[float, float, float]:
+    """(expected regret against the truth, whether the set for it covers its best, size of the decision's set)."""
+    if found.estimate is None:
+        return (np.nan,) * 3
+    estimated, places = found.estimate.posterior, list(found.estimate.places)
+    generator = np.random.default_rng(number)
+    noise = float(estimated.weights @ estimated.noises) / num_held
+    images = estimated.images[np.ix_(places, places)]
+    covariance = images + noise * np.eye(len(places))
+    drawn = estimated.draws[:, places]
+    drawn = drawn + generator.multivariate_normal(np.zeros(len(places)), covariance, len(drawn), method="eigh")
+    chosen = found.estimate.candidates.index(found.chosen)
+    stated = 100 * float((drawn.max(1) - drawn[:, chosen]).mean())
+    probability = np.bincount(drawn.argmax(1), minlength=len(places)) / len(drawn)
+    order = np.argsort(-probability, kind="stable")
+    needed = int(np.searchsorted(np.cumsum(probability[order]), CONFIDENCE - 1e-12)) + 1
+    best = int(truth.argmax())
+    covered = best in {found.estimate.candidates[place] for place in order[:needed]}
+    return stated, float(covered), float(len(estimated.best_set(places, CONFIDENCE)))
+
+
+def rows(baseline: str, compared: Compared, numbers: Sequence[int]) -> list[Row]:
     torch.set_num_threads(1)
-    recorded = Recorded.read(HERE / f"{baseline}.csv")
-    truth = recorded.test.mean(1)
-    strategy: Strategy = composed(baseline, name, overrides, seeds).search.strategy
-    rows = []
+    recorded, found = read(baseline), []
     for number in numbers:
-        columns = np.random.default_rng(number).integers(0, recorded.test.shape[1], DRAWS).tolist()
-        if hasattr(strategy, "sampler_seed"):
-            strategy = replace(strategy, sampler_seed=number)  # type: ignore[type-var]
-        found = replay(strategy, recorded, seeds=seeds, columns=columns)
-        lost = float(100 * (truth.max() - truth[found.chosen]))
-        rows.append((lost, found.compute / SEEDS, bool(truth[found.chosen] == truth.max())))
-    return rows
+        order = np.random.default_rng(number).permutation(recorded.test.shape[1]).tolist()
+        found.append(once(recorded, baseline, compared, number, order[:SEEN], order[SEEN:]))
+    return found
+
+
+def population(baseline: str, compared: Compared, number: int) -> float:
+    """The mean gain in a population of the bootstrap: candidates and seeds drawn with replacement.
+
+    A candidate that is drawn twice counts once. A seed is seen or held out with all its copies.
+    """
+    torch.set_num_threads(1)
+    generator, whole, gains = np.random.default_rng(10_000 + number), read(baseline), []
+    drawn = np.unique(generator.integers(0, len(whole.names), len(whole.names))).tolist()
+    recorded = whole.of(drawn)
+    seeds = generator.integers(0, whole.test.shape[1], whole.test.shape[1])
+    for draw in range(OF_EACH):
+        order = generator.permutation(whole.test.shape[1])
+        seen, held = np.split(order, [SEEN])
+        left = [seed for seed in seeds if seed in seen]
+        right = [seed for seed in seeds if seed in held]
+        if not left or not right:
+            continue
+        columns = generator.choice(left, SEEN).tolist()
+        gains.append(once(recorded, baseline, compared, draw, columns, right).gain)
+    return float(np.mean(gains))
 
 
 def strategies_table(baseline: str, replays: int, pool: Executor) -> Iterator[str]:
-    yield _row("strategy", "compute", "test regret, mean ± standard error", *QUARTILES, "truly best chosen", "replays")
-    yield _row(*["---"] * 8)
-    for words, name, overrides, seeds in COMPARED:
-        pieces = [range(start, min(start + PIECE, replays)) for start in range(0, replays, PIECE)]
-        of = functools.partial(regrets, baseline, name, overrides, seeds)
-        rows = [row for piece in pool.map(of, pieces) for row in piece]
-        lost, compute, best = zip(*rows, strict=True)
-        error = statistics.stdev(lost) / replays**0.5
-        low, middle, high = np.quantile(lost, [0.25, 0.5, 0.75])
+    yield _row("search", "selection", "compute", "gain over the average candidate", "of what the best has", "replays")
+    yield _row(*["---"] * 6)
+    recorded = read(baseline)
+    truth = 100 * recorded.test.mean(1)
+    for compared in COMPARED:
+        if not possible(baseline, compared):
+            continue
+        number = max(PIECE, round(replays * compared.share))
+        found = list(_replayed(baseline, compared, number, pool))
+        populations = pool.map(
+            functools.partial(population, baseline, compared), range(round(POPULATIONS * compared.share))
+        )
+        error = float(np.std(list(populations), ddof=1))
+        gain = float(np.mean([row.gain for row in found]))
         yield _row(
-            words,
-            f"{100 * statistics.fmean(compute):.0f} %",
-            f"{statistics.fmean(lost):.3f} ± {error:.3f}",
-            *(f"{value:.3f}" for value in (low, middle, high)),
-            f"{100 * statistics.fmean(best):.0f} %",
-            f"{replays:,}",
+            compared.words,
+            compared.rule,
+            f"{100 * np.mean([row.compute for row in found]):.0f} %",
+            f"{gain:.3f} ± {error:.3f}",
+            f"{100 * gain / (truth.max() - truth.mean()):.0f} %",
+            f"{number:,}",
         )
 
 
+def _replayed(baseline: str, compared: Compared, number: int, pool: Executor) -> Iterator[Row]:
+    pieces = [range(start, min(start + PIECE, number)) for start in range(0, number, PIECE)]
+    for piece in pool.map(functools.partial(rows, baseline, compared), pieces):
+        yield from piece
+
+
+def sets_table(replays: int, pool: Executor) -> Iterator[str]:
+    words = "set includes the best of the seeds held out"
+    yield _row("baseline", "search", words, "nominal", "candidates named in the decision, mean", "of", "replays")
+    yield _row(*["---"] * 7)
+    for baseline in BASELINES:
+        for compared in (DEFAULT, Compared("grid, 4 seeds", "grid", "posterior")):
+            found = list(_replayed(baseline, compared, replays, pool))
+            share, size = (float(np.mean([getattr(row, name) for row in found])) for name in ("covered", "size"))
+            named = f"{size:.1f}"
+            numbers = (f"{100 * share:.1f} %", f"{100 * CONFIDENCE:g} %", named, str(len(read(baseline).names)))
+            yield _row(baseline, compared.words, *numbers, f"{replays:,}")
+
+
+def calibration_table(replays: int, pool: Executor) -> Iterator[str]:
+    """Stated against true regret by tenths of the stated one, over all tables."""
+    yield _row("tenth", "stated, points", "true, points", "standard error of the true one")
+    yield _row(*["---"] * 4)
+    found = [row for baseline in BASELINES for row in _replayed(baseline, DEFAULT, replays, pool)]
+    found.sort(key=lambda row: row.stated)
+    for tenth, part in enumerate(np.array_split(np.array(found), 10), start=1):
+        stated, true = part[:, Row._fields.index("stated")], part[:, Row._fields.index("regret")]
+        error = true.std(ddof=1) / len(true) ** 0.5
+        yield _row(str(tenth), f"{stated.mean():.3f}", f"{true.mean():.3f}", f"{error:.3f}")
+
+
+def agreement(baseline: str, numbers: Sequence[int]) -> list[tuple[bool, bool]]:
+    """Of two searches on seeds that they do not share: (same choice, difference within what both state as regret)."""
+    torch.set_num_threads(1)
+    recorded, found = read(baseline), []
+    truth = 100 * recorded.test.mean(1)
+    strategy = composed(baseline, "race", ("search.most_seeds=6",), SEEDS).search.strategy
+    for number in numbers:
+        order = np.random.default_rng(number).permutation(recorded.test.shape[1]).tolist()
+        both = [replay(strategy, recorded, seeds=SEEDS, columns=columns) for columns in (order[:6], order[6:12])]
+        stated = sum(one.estimate.regret([one.chosen]) for one in both if one.estimate is not None)
+        one, other = (run.chosen for run in both)
+        found.append((one == other, bool(abs(truth[one] - truth[other]) <= stated)))
+    return found
+
+
+def agreement_table(replays: int, pool: Executor) -> Iterator[str]:
+    yield _row("baseline", "the same choice", "difference within the stated regrets", "pairs of searches")
+    yield _row(*["---"] * 4)
+    for baseline in BASELINES:
+        pieces = [range(start, min(start + PIECE, replays)) for start in range(0, replays, PIECE)]
+        pairs = [pair for piece in pool.map(functools.partial(agreement, baseline), pieces) for pair in piece]
+        same, within = (100 * float(np.mean(part)) for part in zip(*pairs, strict=True))
+        yield _row(baseline, f"{same:.0f} %", f"{within:.1f} %", f"{replays:,}")
+
+
 def candidates_table(baseline: str) -> Iterator[str]:
-    recorded = Recorded.read(HERE / f"{baseline}.csv")
+    recorded = read(baseline)
     whole = recorded.scores[1.0]
     shorter = sorted(recorded.scores)[:-1]
     columns = [f"validation at {share:g} of the schedule, %" for share in shorter]
-    yield _row("candidate", "(alpha, beta)", "validation, %", "sd of a seed", "test, %", *columns)
+    yield _row("candidate", "(alpha, beta, gamma)", "validation, %", "sd of a seed", "test, %", *columns)
     yield _row(*["---"] * (5 + len(shorter)))
     for place in np.argsort(-whole.mean(1)):
-        alpha, beta = recorded.points[place][0]
         yield _row(
             recorded.names[place],
-            f"({alpha:g}, {beta:g})",
+            "({:g}, {:g}, {:g})".format(*recorded.triples[place][0]),
             f"{100 * whole[place].mean():.2f}",
             f"{100 * whole[place].std(ddof=1):.2f}",
             f"{100 * recorded.test[place].mean():.2f}",
             *(f"{100 * recorded.scores[share][place].mean():.2f}" for share in shorter),
         )
-
-
-def ties(baseline: str, name: str, replays: int) -> tuple[float, float]:
-    """(share of replays in which choice and ties include the truly best candidate, mean number of those named)."""
-    recorded, correct = Recorded.read(HERE / f"{baseline}.csv"), np.load(HERE / f"{baseline}.npz")
-    experiment = composed(baseline, name, (), SEEDS)
-    network, rounding = experiment.proxy_network
-    plan = search.candidates(network, experiment.grid, experiment.budget, rounding)
-    num_seeds = recorded.test.shape[1]
-    results = {
-        (candidate.id, seed): Result(
-            val_accuracy=float(bits.mean()),
-            val_loss=0.0,
-            correct=bits,
-            curve=(),
-            train_seconds=0.0,
-            images_per_second=0.0,
-        )
-        for candidate in (plan.baseline, *plan.candidates)
-        for seed in range(num_seeds)
-        for bits in [np.unpackbits(correct[f"{candidate.id}.{seed}"]).astype(bool)]
-    }
-    best = recorded.names[int(recorded.scores[1.0].mean(1).argmax())]
-    right, sizes = 0, 0
-    for number in range(replays):
-        columns = np.random.default_rng(number).integers(0, num_seeds, DRAWS).tolist()
-        found = replay(experiment.search.strategy, recorded, seeds=SEEDS, columns=columns)
-        requested = [(plan.baseline, seed) for seed in range(SEEDS)]
-        requested += [(plan.candidates[request.candidate], request.seed) for request in found.requests]
-        trials = []
-        for candidate, seed in requested:
-            evaluation = Evaluation(candidate.network, experiment.recipe, "", seed)
-            outcome = Outcome(evaluation, results[candidate.id, columns[seed]], "", reused=True)
-            trials.append(TrialResult(candidate, outcome))
-        contenders = [candidate.id for place, candidate in enumerate(plan.candidates) if place not in found.stopped]
-        choice = select(trials, confidence=experiment.search.confidence, contenders=contenders)
-        assert choice.chosen == recorded.names[found.chosen]
-        named = {choice.chosen, *choice.tied}
-        right += best in named
-        sizes += len(named)
-    return right / replays, sizes / replays
-
-
-def ties_table(replays: int) -> Iterator[str]:
-    promise = "choice and ties include the truly best"
-    yield _row("baseline", "strategy", promise, "nominal", "candidates named, mean", "of", "replays")
-    yield _row(*["---"] * 7)
-    for baseline in BASELINES:
-        size = len(Recorded.read(HERE / f"{baseline}.csv").names)
-        for name in ("grid", "race"):
-            right, named = ties(baseline, name, replays)
-            numbers = (f"{100 * right:.1f} %", "95 %", f"{named:.1f}", str(size), f"{replays:,}")
-            yield _row(baseline, name, *numbers)
 
 
 def _row(*cells: str) -> str:
@@ -181,21 +277,23 @@ def _row(*cells: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--replays", type=int, default=1000)
+    parser.add_argument("--replays", type=int, default=400)
     options = parser.parse_args()
-    page = PAGE.read_text()
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        parts = {"ties": ties_table(options.replays)}
-        for baseline in BASELINES:
-            parts[f"candidates of {baseline}"] = candidates_table(baseline)
-            parts[f"strategies on {baseline}"] = strategies_table(baseline, options.replays, pool)
-        for name, rows in parts.items():
-            table = "\n".join(rows)
+    page, number = PAGE.read_text(), options.replays
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        parts = {f"candidates of {baseline}": candidates_table(baseline) for baseline in BASELINES}
+        parts |= {f"searches on {baseline}": strategies_table(baseline, number, pool) for baseline in BASELINES}
+        parts |= {"sets": sets_table(number, pool), "calibration": calibration_table(number, pool)}
+        parts["agreement"] = agreement_table(round(2.5 * number), pool)
+        for name, lines in parts.items():
+            table = "\n".join(lines)
             print(f"\n{name}\n{table}", flush=True)
             begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+            if begin not in page:
+                raise SystemExit(f"{PAGE} has no place for {begin}")
             before, _, rest = page.partition(begin)
             page = f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}"
-    if options.replays >= 1000:
+    if options.replays >= 400:
         PAGE.write_text(page)
 
 

@@ -39,6 +39,12 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
             f"about {evaluations} trainings by search={settings.search.name} ({len(plan.candidates)} candidates and "
             f"the 1x network); expected time on this machine: {duration(seconds)}"
         )
+        if (regret := getattr(settings.search.strategy, "regret", None)) is not None:
+            once = seconds * (settings.seeds + len(plan.candidates)) / evaluations
+            out.say(
+                f"search.regret={regret:g} ends it once the choice is expected to lose less than {regret:g} points: "
+                f"after {duration(once)} (every candidate once) at the earliest, else when search.compute is used up"
+            )
     values = _values(settings, plan)
     out.answer(values | {"evaluations": evaluations, "estimated_seconds": round(seconds, 1)})
     refuse_infeasible(plan, settings)

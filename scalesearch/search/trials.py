@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
 from scalesearch.evaluation import Evaluation, Evaluator, Outcome
 from scalesearch.search.optuna_view import OptunaView
 from scalesearch.search.plan import BASELINE, Candidate, Grid, Plan
-from scalesearch.search.strategies import History, Problem, Request, Step, Stop, Strategy
+from scalesearch.search.strategies import BASE, End, History, Problem, Request, Score, Step, Stop, Strategy
 from scalesearch.training import Recipe
 
 
@@ -19,6 +19,12 @@ class TrialResult(NamedTuple):
 
     candidate: Candidate
     outcome: Outcome
+
+
+class Ended(NamedTuple):
+    """The strategy has ended the search before its compute was used up."""
+
+    reason: str
 
 
 class Stopped(NamedTuple):
@@ -32,7 +38,7 @@ def problem(plan: Plan, seeds: int) -> Problem:
     """What a strategy knows of the plan."""
     return Problem(
         macs=tuple(candidate.cost.macs for candidate in plan.candidates),
-        points=tuple(tuple((t.alpha, t.beta) for t in candidate.triples) for candidate in plan.candidates),
+        triples=tuple(tuple((t.alpha, t.beta, t.gamma) for t in candidate.triples) for candidate in plan.candidates),
         seeds=seeds,
     )
 
@@ -55,25 +61,27 @@ def possible(
 
 
 def requests(
-    strategy: Strategy, problem: Problem, score: Callable[[Request], tuple[float | None] | None]
+    strategy: Strategy, problem: Problem, score: Callable[[Request], Score | None], *, first: Iterable[Request] = ()
 ) -> Iterator[Step]:
     """What a strategy asks for and stops, in order, and None where it must wait for a score that is not there yet.
 
-    score: of a request, as a tuple of one, which holds None where the training failed; None while it is under way. It
-        is shown to the strategy when `lookahead` says so, and never sooner.
+    score: of a request; None while it is under way. It is shown to the strategy when `lookahead` says so, and never
+        sooner. first: requests that are under way already; their scores are shown before any other.
     """
-    seen, unseen = History(), deque[Request]()
+    seen, unseen = History(), deque(first)
 
     def show_next() -> Iterator[None]:
         while (known := score(unseen[0])) is None:
             yield None
-        seen.show(unseen.popleft(), *known)
+        seen.show(unseen.popleft(), known)
 
     for step in strategy.steps(problem, seen):
         if step is None:
             yield from show_next()
             continue
         yield step
+        if isinstance(step, End):
+            return
         if isinstance(step, Request):
             unseen.append(step)
             while strategy.lookahead is not None and len(unseen) >= strategy.lookahead:
@@ -92,7 +100,7 @@ def run(
     evaluator: Evaluator,
     storage: str,
     study: str,
-) -> Iterator[TrialResult | Stopped]:
+) -> Iterator[TrialResult | Stopped | Ended]:
     """Train the 1x network with `seeds` seeds, and the candidates as the strategy asks; what comes, as it comes.
 
     `data` and `init` are digests, as an `Evaluation` has them. `storage` and `study` are Optuna's, where a candidate is
@@ -125,14 +133,19 @@ class _Loop:
         self._outcomes: dict[str, list[Outcome]] = defaultdict(list)
         self._stops: deque[Stop] = deque()  # that nobody was told of yet
         self._stopped: dict[str, str] = {}
+        self._end: End | None = None
 
     def evaluations(self) -> Iterator[Evaluation | None]:
         """What is to be trained, in order; None where the strategy waits for a score."""
-        for seed in range(self._problem.seeds):
-            yield self._request(self._plan.baseline, seed)
-        for step in requests(self._strategy, self._problem, self._score):
+        first = [Request(BASE, seed) for seed in range(self._problem.seeds)]
+        for request in first:
+            self._requested[request] = self._request(self._plan.baseline, request.seed)
+            yield self._requested[request]
+        for step in requests(self._strategy, self._problem, self._score, first=first):
             if isinstance(step, Stop):
                 self._stops.append(step)
+            elif isinstance(step, End):
+                self._end = step
             elif step is None:
                 yield None
             else:
@@ -141,10 +154,11 @@ class _Loop:
                 self._requested[step] = self._request(candidate, step.seed, step.share)
                 yield self._requested[step]
 
-    def _score(self, request: Request) -> tuple[float | None] | None:
+    def _score(self, request: Request) -> Score | None:
         if (outcome := self._arrived.get(self._requested[request])) is None:
             return None
-        return (None if outcome.result is None else outcome.result.val_accuracy,)
+        result = outcome.result
+        return Score(None) if result is None else Score(result.val_accuracy, result.by_image)
 
     def take(self, outcome: Outcome) -> Iterator[TrialResult | Stopped]:
         """What an outcome means: the result, and the candidates that were stopped since the one before."""
@@ -157,8 +171,10 @@ class _Loop:
             self._end_if_complete(candidate)
         yield from self._newly_stopped()
 
-    def finish(self) -> Iterator[Stopped]:
+    def finish(self) -> Iterator[Stopped | Ended]:
         yield from self._newly_stopped()
+        if self._end is not None:
+            yield Ended(self._end.reason)
         for candidate in self._plan.candidates:
             if candidate.id not in self._stopped and self._outcomes[candidate.id]:
                 self._view.end(candidate, self._outcomes[candidate.id])

@@ -18,7 +18,7 @@ from scipy import stats
 
 from scalesearch import checks
 from scalesearch.search import BASELINE, Candidate, TrialResult
-from scalesearch.selection.decision import Decision, Further, decide, size, words
+from scalesearch.selection.decision import Decision, Further, decide, words
 from scalesearch.selection.effect import CostEffect, cost_effect
 from scalesearch.selection.learnt import (
     Chance,
@@ -45,7 +45,6 @@ __all__ += [
     "levels_of",
     "remedy",
     "select",
-    "size",
     "trials_table",
     "unlearnt",
 ]

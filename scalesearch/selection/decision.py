@@ -6,10 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
-from scalesearch.posterior import Posterior, Size, image_covariance, posterior
+from scalesearch.posterior import Posterior, doublings, image_covariance, posterior
 from scalesearch.search import BASELINE, Candidate
 from scalesearch.selection.pairs import Seeds, mean
 from scalesearch.text import level, percent, plural
@@ -69,15 +68,9 @@ def estimate(known: Mapping[str, Candidate], finished: Mapping[str, Seeds]) -> t
     names = sorted(finished, key=lambda name: (name != BASELINE, name))
     scores = [{seed: mean({seed: correct}) for seed, correct in finished[name].items()} for name in names]
     images = image_covariance([finished[name] for name in names])
-    found = posterior([size(known[name]) for name in names], scores, images)
+    sizes = [doublings([(t.alpha, t.beta, t.gamma) for t in known[name].triples]) for name in names]
+    found = posterior(sizes, scores, images)
     return None if found is None else (names, found)
-
-
-def size(candidate: Candidate) -> Size:
-    """Depth, width and resolution as log2 of their multiples: the mean of the candidate's triples."""
-    triples = np.log2([[t.alpha, t.beta, t.gamma] for t in candidate.triples])
-    depth, width, resolution = (float(value) for value in triples.mean(0))
-    return depth, width, resolution
 
 
 def decide(

@@ -154,7 +154,7 @@ def _values(settings: StudySettings, answer: Answer, family: list[dict[str, Any]
     of_best = {name: rows[best][name] for name in ("alpha", "beta", "gamma", "product", "macs_ratio")}
     sizes = {key: rows[BASELINE][key] for key in ("macs", "params", "activations", "depth", "resolution")}
     return {
-        "decision": _decision(answer),
+        "decision": _decision(settings, answer),
         "study": settings.study,
         "selection": asdict(settings.selection),
         "best": {"id": best, **of_best, **_scores(rows[best])},
@@ -181,14 +181,23 @@ def _values(settings: StudySettings, answer: Answer, family: list[dict[str, Any]
     }
 
 
-def _decision(answer: Answer) -> dict[str, Any] | None:
+def _decision(settings: StudySettings, answer: Answer) -> dict[str, Any] | None:
     """The decision with its sentence; None where the trainings are too few for one."""
     from scalesearch.selection import words
 
     if (decision := answer.choice.decision) is None:
         return None
     values = decision.values()
-    return {"sentence": words(values, asdict(answer.chosen.coefficients)), **values}
+    sentence = words(values, asdict(answer.chosen.coefficients))
+    if (wanted := getattr(settings.search.strategy, "regret", None)) is not None:
+        values["regret_reached"] = 100 * decision.regret < wanted
+        ended = (
+            "is reached"
+            if values["regret_reached"]
+            else "is not reached, and the compute that search.compute allows is used up"
+        )
+        sentence += f". search.regret={wanted:g} {ended}"
+    return {"sentence": sentence, **values}
 
 
 def _title(settings: StudySettings) -> str:

@@ -91,12 +91,13 @@ class StudySettings:
 def decisive_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """What makes two searches different studies: all but seeds, phis, selection, and where and how they run.
 
-    `init`, limits and `data.skip_bad` are there only where they are given: studies from before they were known keep
-    their digest.
+    `init`, limits, `data.skip_bad` and `search.regret` are there only where they are given: studies from before they
+    were known keep their digest.
     """
     groups = Groups(values)
     decisive = {key: dict(groups.group(key)) for key in ("baseline", "proxy", "rounding", "budget", "grid", "search")}
     decisive["budget"] = {key: given for key, given in decisive["budget"].items() if given is not None}
+    decisive["search"] = {key: given for key, given in decisive["search"].items() if (key, given) != ("regret", None)}
     decisive["recipe"] = {key: given for key, given in groups.group("recipe").items() if key != "seeds"}
     decisive["data"] = {
         key: given

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
-from typing import Annotated, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 
 from scalesearch.checks import between
 
+if TYPE_CHECKING:
+    from scalesearch.posterior import Posterior
+
 Lookahead = Annotated[int, between(1, 10_000, "trainings asked for before the first one's score is known")]
+
+Compute = Annotated[float, between(0.01, 1, "multiply-adds, as a share of those of search=grid")]
+MostSeeds = Annotated[int, between(1, 1000, "of one candidate")]
+Regret = Annotated[
+    float | None, between(1e-3, 100, "points; the search ends once its choice is expected to lose less than that")
+]
+BASE = -1  # the place of the 1x network in a request: it is trained beside what a strategy asks for
 
 
 class Request(NamedTuple):
@@ -28,18 +38,31 @@ class Stop(NamedTuple):
     reason: str
 
 
-Step = Request | Stop | None
+class End(NamedTuple):
+    """The end of the search before its compute is used up, and why."""
+
+    reason: str
+
+
+Step = Request | Stop | End | None
+
+
+class Score(NamedTuple):
+    """What a training came to: its validation score, None where it failed, and (N,) what each image adds to it."""
+
+    value: float | None
+    by_image: Any = None
 
 
 @dataclass(frozen=True)
 class Problem:
     """What is known before anything is trained.
 
-    macs: of each candidate. points: the (alpha, beta) of each one's triples. seeds: that the recipe asks for.
+    macs: of each candidate. triples: the (alpha, beta, gamma) that are each of them. seeds: that the recipe asks for.
     """
 
     macs: tuple[int, ...]
-    points: tuple[tuple[tuple[float, float], ...], ...]
+    triples: tuple[tuple[tuple[float, float, float], ...], ...]
     seeds: int
 
     @property
@@ -50,19 +73,30 @@ class Problem:
         """The candidate one of whose triples is nearest, in ratios of depth and of width squared."""
 
         def distance(candidate: int) -> float:
-            return min(math.log(a / alpha) ** 2 + (2 * math.log(b / beta)) ** 2 for a, b in self.points[candidate])
+            return min(math.log(a / alpha) ** 2 + (2 * math.log(b / beta)) ** 2 for a, b, _ in self.triples[candidate])
 
         return min(range(self.size), key=distance)
 
 
 @dataclass
 class History:
-    """Scores that have been shown, by share of the epochs, candidate and seed; None for a training that failed."""
+    """Scores that have been shown, by share of the epochs, candidate and seed; None for a training that failed.
+
+    by_image: of the whole schedule, by candidate and seed, what each validation image adds to the score.
+    baseline: scores of the 1x network, by seed.
+    """
 
     scores: dict[float, dict[int, dict[int, float | None]]] = field(default_factory=dict)
+    by_image: dict[int, dict[int, Any]] = field(default_factory=dict)
+    baseline: dict[int, float] = field(default_factory=dict)
 
-    def show(self, request: Request, score: float | None) -> None:
-        self.scores.setdefault(request.share, {}).setdefault(request.candidate, {})[request.seed] = score
+    def show(self, request: Request, score: Score) -> None:
+        if score.value is not None and score.by_image is not None and request.share == 1:
+            self.by_image.setdefault(request.candidate, {})[request.seed] = score.by_image
+        if request.candidate != BASE:
+            self.scores.setdefault(request.share, {}).setdefault(request.candidate, {})[request.seed] = score.value
+        elif score.value is not None:
+            self.baseline[request.seed] = score.value
 
     def of(self, candidate: int, share: float = 1.0) -> dict[int, float]:
         """Seed to score of the trainings that finished."""
@@ -90,6 +124,53 @@ class History:
     def freedom(self, candidates: Collection[int]) -> int:
         """Degrees of freedom of the pooled deviation."""
         return sum(len(self.of(c)) - 1 for c in candidates if self.of(c))
+
+
+class Estimate(NamedTuple):
+    """All that the scores say of the candidates together; `places` has those of `candidates` in the posterior."""
+
+    posterior: Posterior
+    candidates: tuple[int, ...]
+    places: tuple[int, ...]
+
+    def regret(self, free: Collection[int]) -> float:
+        """The expected regret of the choice among `free`, in points."""
+        of = dict(zip(self.candidates, self.posterior.regret(self.places), strict=True))
+        return 100 * min(float(of[candidate]) for candidate in of.keys() & free)
+
+    def gains(self, under_way: Mapping[int, int]) -> dict[int, float]:
+        """By candidate, by how much one more training raises the best expected accuracy; see `Posterior.gain`."""
+        place_of = dict(zip(self.candidates, self.places, strict=True))
+        waiting = {place_of[candidate]: number for candidate, number in under_way.items() if candidate in place_of}
+        return {c: self.posterior.gain(place, self.places, waiting) for c, place in place_of.items()}
+
+
+def estimate(problem: Problem, seen: History) -> Estimate | None:
+    """The estimate of `selection.decision` from what has been shown; None where it says too little.
+
+    Candidates that have finished no training are not in it.
+    """
+    from scalesearch.posterior import doublings, image_covariance, posterior
+
+    candidates = tuple(c for c in range(problem.size) if seen.of(c))
+    networks = [*([BASE] if seen.baseline else []), *candidates]
+    scores = [seen.baseline if network == BASE else seen.of(network) for network in networks]
+    sizes = [doublings([(1.0, 1.0, 1.0)] if network == BASE else problem.triples[network]) for network in networks]
+    images = [seen.by_image.get(network, {}) for network in networks]
+    found = posterior(sizes, scores, image_covariance(images) if all(images) else None)
+    return None if found is None else Estimate(found, candidates, tuple(map(networks.index, candidates)))
+
+
+def settled(estimated: Estimate | None, free: Collection[int], regret: float | None) -> End | None:
+    """The end of a search whose choice among `free` is expected to lose less than `regret` points."""
+    if regret is None or estimated is None or not {*estimated.candidates} & {*free}:
+        return None
+    expected = estimated.regret(free)
+    return (
+        End(f"the expected regret is {expected:.2f} points, below search.regret={regret:g}")
+        if expected < regret
+        else None
+    )
 
 
 ENOUGH_FREEDOM = 4  # degrees, from which on the deviation between seeds can be trusted

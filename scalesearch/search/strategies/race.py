@@ -9,7 +9,20 @@ from statistics import fmean
 from typing import Annotated
 
 from scalesearch.checks import between, checked
-from scalesearch.search.strategies._base import ENOUGH_FREEDOM, History, Lookahead, Problem, Request, Step, Stop
+from scalesearch.search.strategies._base import (
+    ENOUGH_FREEDOM,
+    Compute,
+    History,
+    Lookahead,
+    MostSeeds,
+    Problem,
+    Regret,
+    Request,
+    Step,
+    Stop,
+    estimate,
+    settled,
+)
 
 
 @checked("search", kw_only=True)
@@ -18,13 +31,15 @@ class Strategy:
 
     The next seed goes to the candidate that may still be the best one: the highest upper bound, `optimism` standard
     errors above its mean. One that is significantly worse than the leader (one-sided, over the seeds that both have,
-    at 95 % corrected for the number of candidates) is stopped; the race ends early where one is left.
+    at 95 % corrected for the number of candidates) is stopped; the race ends early where one is left, or where the
+    choice is expected to lose less than `regret` points against the best candidate.
     """
 
-    compute: Annotated[float, between(0.01, 1, "multiply-adds, as a share of those of search=grid")] = 0.5
-    most_seeds: Annotated[int, between(1, 1000, "of one candidate")] = 8
+    compute: Compute = 0.5
+    most_seeds: MostSeeds = 8
     optimism: Annotated[float, between(0, 10, "standard errors above the mean, by which the next seed is given")] = 1.0
     lookahead: Lookahead = 3
+    regret: Regret = None
 
     def steps(self, problem: Problem, seen: History) -> Iterator[Step]:
         for candidate in range(problem.size):
@@ -40,6 +55,9 @@ class Strategy:
                 alive.discard(stop.candidate)
                 yield stop
             if len(alive) == 1 and all(seen.num_shown(c) == requested[c] for c in alive):
+                return
+            if self.regret is not None and (end := settled(estimate(problem, seen), alive, self.regret)):
+                yield end
                 return
             deviation = seen.deviation(requested)
 

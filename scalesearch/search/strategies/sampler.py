@@ -54,10 +54,10 @@ class Strategy(race.Strategy):
             requested[candidate] = seed + 1
             waiting.append((trial, candidate, seed))
             yield Request(candidate, seed)
-        yield from self.add_seeds(problem, seen, requested, left)
         for candidate in range(problem.size):
             if candidate not in requested:
                 yield Stop(candidate, "never proposed")
+        yield from self.add_seeds(problem, seen, requested, left)
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
         import optuna
@@ -74,7 +74,7 @@ class Strategy(race.Strategy):
 def _axes(problem: Problem) -> dict[str, optuna.distributions.BaseDistribution]:
     import optuna
 
-    axes = zip(*(point for points in problem.points for point in points), strict=True)
+    axes = zip(*(triple[:2] for triples in problem.triples for triple in triples), strict=True)
     return {
         name: optuna.distributions.FloatDistribution(min(values), max(values))
         for name, values in zip(("alpha", "beta"), axes, strict=True)
