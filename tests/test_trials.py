@@ -22,6 +22,7 @@ from scalesearch.ledger import Ledger
 from scalesearch.search import BASE, BASELINE, Ended, Plan, Request, Stopped, TrialResult
 from scalesearch.selection import Choice, select
 from scalesearch.training import Recipe, Result
+from scalesearch.workspace import sqlite_url
 
 IMAGES = 4000
 SPACE = composed().grid
@@ -105,7 +106,7 @@ def found(
         data="0" * 64,
         init=None,
         evaluator=Evaluator(Ledger(place), executor, DataSpec("digits", num_train=100, num_val=100)),  # type: ignore[arg-type]
-        storage=search.sqlite(place / "optuna.db"),
+        storage=sqlite_url(place / "optuna.db"),
         study="planted",
     ):
         if isinstance(one, Ended):
