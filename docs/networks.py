@@ -289,6 +289,7 @@ OTHER_COUNTS: dict[tuple[str, str], tuple[float, str]] = {
     ("resnet152", "macs"): (4.7, "11.3 G in the ResNet paper, which has the stride in the first 1x1"),
     ("seresnet50", "macs"): (5.7, "the paper has the stride in the first 1x1"),
     ("resnext101_64x4d", "params"): (-0.6, "83.46 M, rounded to 83.5 and then to 84"),
+    ("shufflenetv2 1x", "macs"): (-0.7, _PAPER),
     ("preresnet20", "macs"): (-1.1, _IMGCLSMOB),
     ("preresnet164", "macs"): (-2.9, _IMGCLSMOB),
     ("se_preresnet164", "params"): (0.0, "imgclsmob has a norm after the stem and none before the pooling: 480 fewer"),
