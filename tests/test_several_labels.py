@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +60,28 @@ def test_the_labels_of_a_table_are_those_of_its_images(tmp_path: Path) -> None:
         bright = images.float().mean((2, 3)).flip(1) > 100  # (N, 3) blue, green, red
         assert torch.equal(bright, labels > 0)
     assert data.class_counts("val") == data.val_labels.sum(0).tolist()
+
+
+def test_bad_images_are_left_out_with_their_labels(tmp_path: Path) -> None:
+    root = make(tmp_path / "images")
+    bad = [*sorted((root / "train").glob("*.png"))[:5], *sorted((root / "test" / "more").glob("*.png"))[:2]]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"7 of 560 images cannot be read(?s:.)*data.skip_bad=true") as refused:
+        load(spec(root))
+    assert all(str(path) in str(refused.value) for path in bad)
+    data = load(replace(spec(root), skip_bad=True))
+    known = describe(replace(spec(root), skip_bad=True))
+    assert (known.num_train, known.num_val, known.num_test) == (375, 120, 58)
+    assert known.notes == data.description.notes
+    assert all(str(path) in "".join(known.notes) for path in bad)
+    for images, labels in ((data.train_images, data.train_labels), (data.val_images, data.val_labels), data.test()):
+        assert torch.equal(images.float().mean((2, 3)).flip(1) > 100, labels > 0)
+
+    table = root / "train" / TABLE
+    table.write_text(re.sub(rf"^{bad[0].name},.*$", f"{bad[0].name},red;rare", table.read_text(), flags=re.MULTILINE))
+    with pytest.raises(ValueError, match=f"no training image with the label 'rare' can be read:(?s:.)*{bad[0].name}"):
+        load(replace(spec(root), skip_bad=True))
 
 
 def test_a_cut_keeps_the_share_of_every_label() -> None:

@@ -118,9 +118,11 @@ def _readable(spec: DataSpec, layout: Layout, log: Log) -> tuple[dict[str, Files
     if not bad:
         return good, []
     lines = unreadable([path for path, _ in bad], [one for _, one in bad], cache=cache_directory(spec))
-    for label, name in enumerate(layout.classes if layout.labels is None else ()):
-        if not any(label == one for _, one in good["train"]):
-            raise ValueError(f"no training image of the class '{shown(name)}' can be read:\n{lines}\nreplace them")
+    left = {one for path, label in good["train"] for one in (layout.labels[path] if layout.labels else (label,))}
+    for label, name in enumerate(layout.classes):
+        if label not in left:
+            kind = "of the class" if layout.labels is None else "with the label"
+            raise ValueError(f"no training image {kind} '{shown(name)}' can be read:\n{lines}\nreplace them")
     for split, pairs in good.items():
         if not pairs:
             raise ValueError(f"no image of {shown(layout.folders[split])} can be read:\n{lines}\nreplace them")
