@@ -10,18 +10,20 @@ import gc
 import importlib
 import io
 import os
-import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from scalesearch.signals import Listener, Stopped
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+LISTENER = Listener()
 
 # In this order in the help; a command that is not among them comes last.
 _ORDER = (
@@ -54,17 +56,23 @@ def commands() -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run one command line and exit with its code; see docs/architecture.md for what each means."""
-    for stream in (sys.stdout, sys.stderr):  # a name on disk may have bytes that no encoding knows
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        code = _main(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has read enough
-        _discard_output()
-        code = _DONE
-    except KeyboardInterrupt:
-        code = _fail("interrupted", _INTERRUPTED)
+    with LISTENER.listening():
+        for stream in (sys.stdout, sys.stderr):  # a name on disk may have bytes that no encoding knows
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            code = _main(list(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| head` has read enough
+            _discard_output()
+            code = _DONE
+        except (Stopped, KeyboardInterrupt) as stop:
+            code = _fail(str(stop) or "interrupted", getattr(stop, "code", _INTERRUPTED))
+        if argv is None:  # the process itself, and no test of it
+            LISTENER.done(code)
+            if LISTENER.stopped:  # nothing is left to do, and an exit handler may wait for what was stopped
+                sys.stderr.flush()
+                os._exit(code)
     sys.exit(code)
 
 
@@ -276,10 +284,6 @@ def _run(command: str, composed: DictConfig, as_json: bool) -> int:
     from scalesearch.screen import Screen
     from scalesearch.text import one_line
 
-    def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        raise _Terminated
-
-    previous = signal.signal(signal.SIGTERM, terminate)
     module = importlib.import_module(f"scalesearch.commands.{command}")
     try:
         if first:
@@ -288,7 +292,8 @@ def _run(command: str, composed: DictConfig, as_json: bool) -> int:
         screen = Screen(as_json=as_json)
         with redirect_stdout(sys.stderr) if as_json else nullcontext():  # a user's network may print
             arguments, groups = request(module, composed)
-            return int(module.run(arguments, groups, screen))
+            with LISTENER.working():
+                return int(module.run(arguments, groups, screen))
     except workspace.Infeasible as error:
         return _fail(str(error), workspace.INFEASIBLE)
     except StudyLocked as error:
@@ -303,20 +308,12 @@ def _run(command: str, composed: DictConfig, as_json: bool) -> int:
         return _DONE
     except (OSError, RuntimeError, MemoryError) as error:
         return _fail(_words(error), _ENVIRONMENT)
-    except KeyboardInterrupt:
-        return _fail("interrupted; what is finished is kept, and the same command goes on from there", _INTERRUPTED)
-    except _Terminated:
-        return _fail("terminated; what is finished is kept, and the same command goes on from there", _TERMINATED)
+    except (Stopped, KeyboardInterrupt) as stop:
+        return _fail(str(stop) or "interrupted", getattr(stop, "code", _INTERRUPTED))
     except Exception as error:  # a library's own kind of error, or a fault of ours: where it was is given as well
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(last.filename).name}, line {last.lineno}"
         return _fail(f"{type(error).__name__} in {where}: {one_line(error)}", _ENVIRONMENT)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-class _Terminated(BaseException):
-    """SIGTERM, as something that `finally` and `with` blocks see."""
 
 
 def _discard_output() -> None:

@@ -23,6 +23,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     *(
         "text",
+        "signals",
         "checks",
         "registry",
         "workspace",

@@ -36,14 +36,16 @@ class Interrupted(Exception):  # noqa: N818 - it is meant
 
 @pytest.fixture
 def interrupted() -> Iterator[Callable[..., Path]]:
-    """Run a training until its first checkpoint is there, stop it at whatever it does then; the checkpoint."""
+    """Run a training until a checkpoint has so many epochs, stop it at whatever it does then; the checkpoint."""
 
-    def stop(network: Network, recipe: Recipe, checkpoint: Path, *, seed: int = 0, **more: Any) -> Path:
+    def stop(
+        network: Network, recipe: Recipe, checkpoint: Path, *, seed: int = 0, epochs: int = 1, **more: Any
+    ) -> Path:
         stopped = False
 
         def look(*_: object) -> None:
             nonlocal stopped
-            if not stopped and checkpoint.exists():
+            if not stopped and checkpoint.exists() and len(load_curve(checkpoint)) >= epochs:
                 stopped = True  # once: the timer may go off again on the way out
                 raise Interrupted
 
@@ -86,6 +88,31 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(
     assert not checkpoint.exists()
 
 
+def test_a_training_that_is_interrupted_in_an_epoch_goes_on_in_it(
+    tmp_path: Path, interrupted: Callable[..., Path]
+) -> None:
+    recipe = changed(**ALL_ON)
+    unbroken = fit(DROPOUT, recipe)
+    checkpoint = interrupted(DROPOUT, recipe, tmp_path / "c.safetensors", epochs=0)
+    with safe_open(checkpoint, framework="pt") as file:
+        meta = file.metadata()
+    assert json.loads(meta["curve"]) == []
+    assert int(meta["step"]) >= 1
+    assert numbers(fit(DROPOUT, recipe, checkpoint=checkpoint)) == numbers(unbroken)
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_not_gone_on_from(tmp_path: Path, interrupted: Callable[..., Path]) -> None:
+    recipe = changed(epochs=8)
+    unbroken = fit(TINY, recipe)
+    checkpoint = interrupted(TINY, recipe, tmp_path / "c.safetensors")
+    content = bytearray(checkpoint.read_bytes())
+    content[-5] ^= 0x40  # in the tensors, where no reader of the file looks twice
+    checkpoint.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"c.safetensors cannot be used \(its content was changed"):
+        result = fit(TINY, recipe, checkpoint=checkpoint)
+    assert numbers(result) == numbers(unbroken)
+
+
 def test_a_continued_training_trains_only_the_epochs_that_are_missing(
     tmp_path: Path, interrupted: Callable[..., Path]
 ) -> None:
@@ -96,6 +123,7 @@ def test_a_continued_training_trains_only_the_epochs_that_are_missing(
         meta, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     curve = json.loads(meta["curve"])
     curve[0]["train_loss"] = 99.0
+    del meta["digest"]  # as one from before has none
     save_file(tensors, checkpoint, meta | {"curve": json.dumps(curve)})
     result = fit(TINY, recipe, checkpoint=checkpoint)
     assert result.curve[0]["train_loss"] == 99.0

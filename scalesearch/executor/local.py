@@ -26,7 +26,7 @@ class LocalExecutor(Pool):
     """Worker processes on this machine, started when there is work and used again.
 
     A worker that dies fails the one evaluation it had, and is replaced. Workers live in sessions of their own and
-    ignore SIGINT and SIGTERM: Ctrl-C, or the end of a batch job, reaches the driver alone, and the driver decides.
+    ignore `signals.CODES`: Ctrl-C, or the end of a batch job, reaches the driver alone, and the driver decides.
 
     Args:
         workers: None for the usable cores divided by `threads`.

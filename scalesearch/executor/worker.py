@@ -17,6 +17,7 @@ import time
 import traceback
 
 from scalesearch.ledger import canonical_json
+from scalesearch.signals import CODES
 from scalesearch.text import one_line
 
 
@@ -33,7 +34,7 @@ def answer(name: str, specification: str) -> str:
 
 def work(driver: int) -> None:
     """The life of a worker: one request after another, until they end or the driver does."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in CODES:
         signal.signal(number, lambda *_: None)  # not SIG_IGN, which programs that the function starts would inherit
     requests, answers = os.dup(0), os.dup(1)
     # Whatever a library prints goes to standard error, and what it reads is empty: the channel stays ours.

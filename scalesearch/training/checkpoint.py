@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,6 +41,39 @@ def load_weights(network: AnyNetwork, path: Path) -> nn.Module:
     return model.eval()
 
 
+_CHANCE = "chance."
+
+
+class Progress(NamedTuple):
+    """How far a training is.
+
+    curve: an entry for each epoch that is over. seconds: that it has taken. step: steps of the epoch after those, with
+    the sum of their losses, and the states of torch's generators after them.
+    """
+
+    curve: list[dict[str, float]]
+    seconds: float
+    step: int = 0
+    loss_sum: float = 0.0
+    chance: Mapping[str, Tensor] = {}
+
+
+def chance_now() -> dict[str, Tensor]:
+    """The states of torch's generators: of the CPU, and of the GPU where one is in use."""
+    states = {f"{_CHANCE}cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states[f"{_CHANCE}cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_chance(states: Mapping[str, Tensor]) -> None:
+    """As `chance_now` has found them."""
+    if (cpu := states.get(f"{_CHANCE}cpu")) is not None:
+        torch.set_rng_state(cpu)
+    if (cuda := states.get(f"{_CHANCE}cuda")) is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)
+
+
 class Checkpoint:
     """The state of one training in a file, from which an interrupted one goes on with the same numbers.
 
@@ -67,37 +102,59 @@ class Checkpoint:
             for name, tensor in optimizer.state[parameter].items():
                 self._state[f"optimizer.{index}.{name}"] = tensor
 
-    def resume(self) -> tuple[list[dict[str, float]], float]:
-        """(curve, seconds spent) so far, the training's tensors set to the file's; ([], 0.0) where it is of no use."""
+    def resume(self) -> Progress:
+        """How far it was, the training's tensors set to the file's; nothing where the file is of no use."""
         if self._path is None or not self._path.exists():
-            return [], 0.0
+            return Progress([], 0.0)
         try:
             with safe_open(self._path, framework="pt") as file:
                 meta = file.metadata() or {}
                 if meta.get("of") != self._of:
                     raise ValueError("it is of another training")
                 tensors = {name: file.get_tensor(name) for name in self._state}
-            curve, seconds = json.loads(meta["curve"]), float(meta["seconds"])
+                chance = {name: file.get_tensor(name) for name in file.keys() if name.startswith(_CHANCE)}  # noqa: SIM118
+            done = Progress(json.loads(meta["curve"]), float(meta["seconds"]), int(meta.get("step", 0)))
+            done = done._replace(loss_sum=float(meta.get("loss_sum", 0.0)))
+            if meta.get("digest") not in (None, _digest(tensors | chance, meta)):  # older ones have none
+                raise ValueError("its content was changed since it was written")
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             warnings.warn(
                 f"the checkpoint {self._path} cannot be used ({error}); this training starts over", stacklevel=3
             )
-            return [], 0.0
+            return Progress([], 0.0)
         with torch.no_grad():
             for name, tensor in tensors.items():
                 self._state[name].copy_(tensor)
-        return curve, seconds
+        return done._replace(chance=chance)
 
-    def update(self, curve: list[dict[str, float]], seconds: float) -> None:
-        """Write the state as it is now, if the last time is `interval_seconds` ago."""
-        if self._path is not None and time.perf_counter() - self._written > self._interval:
-            save(self._state, self._path, {"of": self._of, "curve": json.dumps(curve), "seconds": repr(seconds)})
-            self._written = time.perf_counter()
+    @property
+    def due(self) -> bool:
+        """Whether the last time is `interval_seconds` ago."""
+        return self._path is not None and time.perf_counter() - self._written > self._interval
+
+    def write(self, done: Progress) -> None:
+        """Write the state as it is now."""
+        assert self._path is not None
+        meta = {"of": self._of, "curve": json.dumps(done.curve), "seconds": repr(done.seconds)}
+        if done.step:
+            meta |= {"step": str(done.step), "loss_sum": repr(done.loss_sum)}
+        state = self._state | chance_now() if done.step else self._state
+        save(state, self._path, meta | {"digest": _digest(state, meta)})
+        self._written = time.perf_counter()
 
     def remove(self) -> None:
         """The training is over."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+
+def _digest(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
+    """Of all that a checkpoint has: a flipped bit would train on, to another result."""
+    whole = hashlib.sha256(json.dumps({key: meta[key] for key in sorted(meta) if key != "digest"}).encode())
+    for name in sorted(tensors):
+        whole.update(name.encode())
+        whole.update(tensors[name].detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
+    return whole.hexdigest()
 
 
 def save(tensors: Mapping[str, Tensor], path: Path, meta: dict[str, str] | None = None) -> None:

@@ -30,7 +30,7 @@ from scalesearch.machine import freed_memory_kept, torch_device
 from scalesearch.model import build, identity
 from scalesearch.network import AnyNetwork
 from scalesearch.pretrained import read, start
-from scalesearch.training.checkpoint import Checkpoint, save_weights
+from scalesearch.training.checkpoint import Checkpoint, Progress, save_weights, set_chance
 from scalesearch.training.metrics import ACCURACY, Scored, score
 from scalesearch.training.objective import judged, loss_function, probabilities
 from scalesearch.training.recipe import Recipe
@@ -100,9 +100,9 @@ def train(
         precision: "float32" or "bfloat16" (autocast); None is what the recipe says, its "auto" decided by a timing now.
         initial: file of weights by place (`pretrained.read`), which the layers that fit start from.
         weights: safetensors file that the trained weights are written to, atomically.
-        checkpoint: safetensors file kept at ends of epochs, `checkpoint_seconds` apart, from which the same
-            call goes on after an interruption, with the same numbers; removed at the end. One that is damaged, or
-            of another training, is not used: a warning says so, and the training starts over.
+        checkpoint: safetensors file written every `checkpoint_seconds`, in the midst of an epoch too, from which the
+            same call goes on after an interruption, with the same numbers; removed at the end. One that is damaged,
+            or of another training, is not used: a warning says so, and the training starts over.
 
     Raises:
         Diverged: a loss is not finite.
@@ -160,7 +160,8 @@ def train(
         optimizer=optimizer,
         interval_seconds=checkpoint_seconds,
     )
-    curve, seconds_before = kept.resume()
+    resumed = kept.resume()
+    curve, seconds_before = resumed.curve, resumed.seconds
 
     model.train()
     for epoch in range(len(curve), math.ceil(total_steps / steps)):
@@ -171,9 +172,11 @@ def train(
         corner = _moved(chance.integers(0, 2 * padding + 1, (steps, 2, batch)), place)
         mirrored = _moved(chance.random((steps, batch, 1, 1, 1)) < 0.5, place)
         shares = chance.beta(recipe.mixup, recipe.mixup, steps).tolist() if recipe.mixup else ()
-        loss_sum = torch.zeros((), device=place)
+        loss_sum = torch.zeros((), device=place) + resumed.loss_sum
         steps_now = min(steps, total_steps - epoch * steps)
-        for step in range(steps_now):
+        set_chance(resumed.chance)
+        first, resumed = resumed.step, Progress([], 0.0)
+        for step in range(first, steps_now):
             rate = recipe.learning_rate * _schedule(recipe, (epoch * steps + step) / total_steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -198,6 +201,9 @@ def train(
             if averaged is not None:
                 averaged.update_parameters(model)
             loss_sum += loss.detach()
+            if kept.due and step + 1 < steps_now:
+                spent = seconds_before + time.perf_counter() - started
+                kept.write(Progress(curve, spent, step + 1, loss_sum.item()))
 
         train_loss = loss_sum.item() / steps_now
         if not math.isfinite(train_loss):
@@ -207,8 +213,8 @@ def train(
                 f"(seed {seed}). Lower recipe.learning_rate (now {recipe.learning_rate:g})"
             )
         curve.append({"epoch": epoch + 1, "train_loss": train_loss, "learning_rate": rate})
-        if (epoch + 1) * steps < total_steps:
-            kept.update(curve, seconds_before + time.perf_counter() - started)
+        if kept.due and (epoch + 1) * steps < total_steps:
+            kept.write(Progress(curve, seconds_before + time.perf_counter() - started))
 
     final = averaged.module if averaged is not None else model
     seconds = seconds_before + time.perf_counter() - started
