@@ -17,17 +17,22 @@ from scalesearch.search import Plan
 from scalesearch.session import Session
 from scalesearch.study import StudySettings
 from scalesearch.text import count, listed, plural
-from scalesearch.training import few_steps
+from scalesearch.training import check_average, few_steps
 from scalesearch.workspace import Infeasible
 
 
 def planned(settings: StudySettings) -> tuple[Plan, Profiler]:
-    """The plan with the footprints of its networks: measured now, before workers make the machine busy."""
+    """The plan with the footprints of its networks: measured now, before workers make the machine busy.
+
+    Raises: ValueError where the recipe's average of weights needs longer trainings.
+    """
     profiler = Profiler(batch_size=settings.recipe.batch_size, workspace=settings.workspace)
     real = search.Real(settings.baseline, settings.rounding, settings.limits, profiler)
     network, rounding = settings.proxy_network
     solves = settings.search.solves_gamma
     plan = search.candidates(network, settings.grid, settings.budget, rounding, real=real, solve_gamma=solves)
+    for _, share in settings.search.strategy.possible(settings.problem(plan)):
+        check_average(search.shortened(settings.recipe, share), settings.description.num_train)
     return (search.measured(plan, profiler) if plan.candidates else plan), profiler
 
 

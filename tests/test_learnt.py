@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from learning import DATA, SEARCH, SHARES, TRAIN, Labels, drawn
 from made_up import CANDIDATES, first, trial
 
 from scalesearch.selection import Majority, interval, select, unlearnt
-from scalesearch.training import FEW_STEPS, Result, few_steps
+from scalesearch.training import FEW_STEPS, Result, check_average, few_steps
 from scalesearch.workspace import DONE, NOTHING_LEARNT
 
 place = learning.place
@@ -198,3 +200,26 @@ def test_a_study_that_has_chosen_nothing_goes_on_and_says_so_to_all_who_ask(
             assert before["nothing_learnt"]["remedy"] in message
     code, more, _ = command(*words, "recipe.seeds=3")
     assert (code, more["evaluations"]["trained"]) == (NOTHING_LEARNT, 4)
+
+
+# Averaged weights.
+
+
+def test_an_average_of_weights_that_would_be_the_initial_ones_is_refused(
+    place: Path, command: Callable[..., Ended]
+) -> None:
+    """92.5 % became 9.6 % with the decay of a long recipe in a short training."""
+    for images, epochs, batch, decay in ((640, 2, 16, 0.9999), (64, 1, 64, 0.9), (640, 1, 64, 0.999)):
+        made = recipe(epochs=epochs, batch_size=batch, ema=decay)
+        with pytest.raises(ValueError, match=r"of the averaged weights would be the random initialisation") as refused:
+            check_average(made, images)
+        most = re.search(r"must be ([\d.]+)( at most)?", str(refused.value))
+        assert most is not None
+        check_average(replace(made, ema=float(most[1].rstrip("."))), images)
+    for words in ("plan", "run"):
+        ended = command(words, *TRAIN, *SEARCH, "recipe.ema=0.9999")
+        assert ended.code == 2
+        assert "recipe.ema must be" in ended.output
+    ended = command("train", *TRAIN, "recipe.ema=0.9999")
+    assert ended.code == 2
+    assert not list(place.rglob("evaluations"))

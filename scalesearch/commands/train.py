@@ -61,13 +61,14 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     from scalesearch.selection import chance_level, levels_of, remedy
     from scalesearch.session import Session
     from scalesearch.tracking import recipe_params
-    from scalesearch.training import check_function, few_steps, metric_title, named
+    from scalesearch.training import check_average, check_function, few_steps, metric_title, named
 
     network = network_of(arguments, groups)
     session = Session(arguments.workspace, groups.executor, out, retry=arguments.retry, tracking=groups.tracking)
     init = session.initial_weights(arguments.init, (groups.baseline, network), [network])
     data, counted = session.data(groups.data), cost(network)
     sizes = data.description
+    check_average(groups.recipe, sizes.num_train)
     check_function(groups.recipe.metric, data.val_labels.numpy(), sizes.num_classes)
     evaluations = [Evaluation(network, groups.recipe, data.fingerprint, seed, init) for seed in range(groups.seeds)]
     session.directory = training_directory(arguments.workspace, network.name, evaluations[0].key)

@@ -8,7 +8,17 @@ which precision. `worker`: what worker processes run.
 from scalesearch.training.checkpoint import load_weights, save_weights
 from scalesearch.training.loop import Diverged, Result, evaluate, resized, train
 from scalesearch.training.metrics import ACCURACY, check_function, metric_title, named
-from scalesearch.training.recipe import FEW_STEPS, Recipe, few_steps
+from scalesearch.training.recipe import FEW_STEPS, Recipe, check_average, few_steps
 
-__all__ = ["ACCURACY", "FEW_STEPS", "Diverged", "Recipe", "Result", "evaluate", "few_steps", "load_weights"]
+__all__ = [
+    "ACCURACY",
+    "FEW_STEPS",
+    "Diverged",
+    "Recipe",
+    "Result",
+    "check_average",
+    "evaluate",
+    "few_steps",
+    "load_weights",
+]
 __all__ += ["check_function", "metric_title", "named", "resized", "save_weights", "train"]

@@ -33,7 +33,7 @@ from scalesearch.pretrained import read, start
 from scalesearch.training.checkpoint import Checkpoint, Progress, save_weights, set_chance
 from scalesearch.training.metrics import ACCURACY, Scored, score
 from scalesearch.training.objective import judged, loss_function, probabilities
-from scalesearch.training.recipe import Recipe
+from scalesearch.training.recipe import Recipe, check_average
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -146,6 +146,7 @@ def train(
     batch = min(recipe.batch_size, len(images))
     steps = len(images) // batch  # of a whole epoch
     total_steps = recipe.num_steps(len(images))
+    check_average(recipe, len(images))
     padding = round(recipe.crop_padding * network.resolution)
     padded = F.pad(images, (padding,) * 4) if padding else images
     # (N, C, 2 padding + 1, 2 padding + 1, H, W): every crop there is, as a view

@@ -93,6 +93,26 @@ class Recipe:
         return {"off": "float32", "bfloat16": "bfloat16"}.get(self.autocast)
 
 
+INITIAL_SHARE = 0.05  # of the initial weights, that an average of weights may still have at the end
+
+
+def check_average(recipe: Recipe, num_images: int) -> None:
+    """Raises: ValueError where the averaged weights of a training on `num_images` would still be the initial ones.
+
+    An average of decay d gives the initial weights the share d^steps: 0.9999 over 400 steps is 96 %.
+    """
+    steps = recipe.num_steps(num_images)
+    if recipe.ema**steps <= INITIAL_SHARE:
+        return
+    most = INITIAL_SHARE ** (1 / steps)
+    decay = next((f"{most:.{digits}f}" for digits in range(1, 6) if 0 < float(f"{most:.{digits}f}") <= most), None)
+    raise ValueError(
+        f"recipe.ema is {recipe.ema:g} and a training has {plural(steps, 'step')} ({plural(num_images, 'image')}): "
+        f"{100 * recipe.ema**steps:.0f} % of the averaged weights would be the random initialisation. "
+        f"recipe.ema must be {'0' if decay is None else f'{decay} at most, or 0 for no average'}"
+    )
+
+
 FEW_STEPS = 30
 
 
