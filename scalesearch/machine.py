@@ -35,7 +35,7 @@ def processor() -> str:
 
 def instructions() -> frozenset[str]:
     """Which of "AVX-512" and "bfloat16" oneDNN uses: the processor has them, and ONEDNN_MAX_CPU_ISA allows them."""
-    flags = set((_about_cpu().get("flags") or _about_cpu().get("Features") or "").split())
+    flags = cpu_flags()
     most = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     if most.startswith(("SSE", "AVX2")) or most == "AVX":
         return frozenset()
@@ -62,6 +62,11 @@ def freed_memory_kept() -> Iterator[None]:
     finally:
         if malloc is not None:
             malloc.malloc_trim(0)
+
+
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, in the words of the system, such as "avx2"; empty where it does not say."""
+    return frozenset((_about_cpu().get("flags") or _about_cpu().get("Features") or "").split())
 
 
 def torch_device(name: str | None) -> torch.device:

@@ -33,6 +33,7 @@ ROOMS = (
         "cost",
         "probing",
         "machine",
+        "kernels",
         "memory",
         "latency",
         "data",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scalesearch.model.blocks import BLOCKS, Block, Layer
+from scalesearch.model.blocks import BLOCKS, Block, Chain, Layer
 from scalesearch.model.factory import imported, make, make_on_meta, structure, trust, trusted, unchanged
 from scalesearch.model.failure import FactoryError
 from scalesearch.model.hidden import unregistered
@@ -22,6 +22,7 @@ __all__ = [
     "BLOCKS",
     "BatchNorm",
     "Block",
+    "Chain",
     "Convolution",
     "FactoryError",
     "Layers",
@@ -114,7 +115,10 @@ class Model(nn.Module):
         self.classifier = classifier.module()
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.blocks(x)  # (B, C, H, W)
+        return self.classify(self.blocks(x))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits (B, K) of what the blocks give, (B, C, H, W)."""
         return self.classifier(self.dropout(features.mean((2, 3))))
 
 

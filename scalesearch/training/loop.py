@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scalesearch.data import Data
+from scalesearch.kernels import accelerate
 from scalesearch.machine import freed_memory_kept, torch_device
 from scalesearch.model import build, identity
 from scalesearch.network import AnyNetwork
@@ -53,6 +54,7 @@ class Result:
     parts: np.ndarray[Any, np.dtype[np.float32]] | None = None
     chance: float | None = None
     chance_deviation: float | None = None
+    kernels: str | None = None  # which blocks were trained by `kernels.accelerate`, in its words
 
     @property
     def by_image(self) -> np.ndarray[Any, Any]:
@@ -121,6 +123,7 @@ def train(
     autocast = torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16")
     layout = _layout(model, recipe, place, precision)
     model = model.to(place).to(memory_format=layout)
+    accelerated = accelerate(model, layout) if place.type == "cpu" and precision == "float32" else None
     decayed = [p for p in model.parameters() if _is_decayed(p)]
     others = [p for p in model.parameters() if not _is_decayed(p)]
     optimizer = torch.optim.SGD(
@@ -191,7 +194,7 @@ def train(
                 x = x.mul(share).add_(x.flip(0), alpha=1 - share)
 
             with autocast:
-                logits = model(x).float()  # (B, K)
+                logits = (accelerated or model)(x).float()  # (B, K)
                 loss = loss_of(logits, y)
                 if recipe.mixup:
                     other = loss_of(logits, y.flip(0))
@@ -233,6 +236,7 @@ def train(
         curve=tuple(curve),
         train_seconds=seconds,
         images_per_second=total_steps * batch / seconds,
+        kernels=None if accelerated is None else accelerated.used,
     )
 
 

@@ -39,7 +39,9 @@ def run_specification(specification: dict[str, Any]) -> dict[str, Any]:
         checkpoint=Path(specification["checkpoint"]),
         precision=specification["precision"],
     )
-    return {"result": result.to_json(), "environment": environment() | {"precision": specification["precision"]}}
+    values = result.to_json()
+    chosen = {"precision": specification["precision"], "kernels": values.pop("kernels", "off")}
+    return {"result": values, "environment": environment() | chosen}
 
 
 def _scored_anew(specification: dict[str, Any], data: Data) -> dict[str, Any]:

@@ -8,10 +8,10 @@ that the two cannot disagree. Another package offers a subclass of `Block` as en
 import importlib
 import pkgutil
 
-from scalesearch.model.blocks.block import ACTIVATIONS, Block, GatedBlock, Layer, gate_layers
+from scalesearch.model.blocks.block import ACTIVATIONS, Block, Chain, GatedBlock, Layer, gate_layers
 from scalesearch.registry import Registry
 
-__all__ = ["ACTIVATIONS", "BLOCKS", "Block", "GatedBlock", "Layer", "gate_layers"]
+__all__ = ["ACTIVATIONS", "BLOCKS", "Block", "Chain", "GatedBlock", "Layer", "gate_layers"]
 
 
 def _own_blocks() -> dict[str, type[Block]]:

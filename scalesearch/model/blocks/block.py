@@ -6,7 +6,7 @@ Shapes: B images, C channels, H and W rows and columns, N tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,21 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "hardswish": lambda: nn.Hardswish(inplace=True),
     "gelu": nn.GELU,
 }
+
+
+class Chain(NamedTuple):
+    """What a block computes, as names of its layers in their order, for a form that computes it in fewer passes.
+
+    layers: convolutions, norms and "activation", each applied to what the one before gives.
+    shortcut: what is added to the last: () the block's input, or the layers of a shortcut; None: nothing.
+    shared: how many of `layers` come before the layers of the shortcut, too.
+    activated: whether the row's activation comes after the sum.
+    """
+
+    layers: tuple[str, ...]
+    shortcut: tuple[str, ...] | None = None
+    shared: int = 0
+    activated: bool = False
 
 
 class Block(nn.Module):
@@ -50,6 +65,10 @@ class Block(nn.Module):
     def layers(place: Place) -> Layers:
         """The records of the block at `place`, by attribute name. Raises: ValueError: begins with the row's field."""
         raise NotImplementedError
+
+    def chain(self) -> Chain | None:
+        """The block as a chain; None where it is none, and `forward` is the only way."""
+        return None
 
 
 class GatedBlock(Block):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from scalesearch.model.blocks.block import Block, Layer
+from scalesearch.model.blocks.block import Block, Chain, Layer
 from scalesearch.model.records import BatchNorm, Convolution, Layers, Linear
 from scalesearch.network import Place
 
@@ -40,6 +40,9 @@ class ConvolutionNorm(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.activation(self.norm(self.conv(x)))
+
+    def chain(self) -> Chain:
+        return Chain(("conv", "norm", "activation"))
 
 
 class NormActivation(Block):
@@ -98,6 +101,10 @@ class DepthwiseSeparable(Block):
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.depthwise_norm(self.depthwise(x)))
         return self.activation(self.pointwise_norm(self.pointwise(x)))
+
+    def chain(self) -> Chain:
+        steps = ("depthwise", "depthwise_norm", "activation", "pointwise", "pointwise_norm", "activation")
+        return Chain(steps)
 
 
 class PooledLinear(Block):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scalesearch.model.blocks.block import GatedBlock, Layer, gate_layers
+from scalesearch.model.blocks.block import Chain, GatedBlock, Layer, gate_layers
 from scalesearch.model.records import BatchNorm, Convolution, Layers
 from scalesearch.network import Place
 from scalesearch.scaling import round_channels
@@ -48,6 +48,18 @@ class InvertedResidual(GatedBlock):
         if hasattr(self, "depthwise"):
             x = self.activation(self.depthwise_norm(self.depthwise(x)))
         return self.project_norm(self.project(self.gated(x)))
+
+    def chain(self) -> Chain | None:
+        if hasattr(self, "squeeze"):
+            return None
+        steps = (
+            ("first", "first_norm"),
+            ("expand", "expand_norm", "activation"),
+            ("depthwise", "depthwise_norm", "activation"),
+            ("project", "project_norm"),
+        )
+        layers = tuple(name for step in steps if hasattr(self, step[0]) for name in step)
+        return Chain(layers, shortcut=() if self.residual else None)
 
 
 class HardInvertedResidual(InvertedResidual):
