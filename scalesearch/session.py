@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scalesearch import pretrained
 from scalesearch.config import ExecutorChoice, Tracking
@@ -22,9 +22,22 @@ from scalesearch.evaluation import Evaluation, Evaluator, Outcome, Work, counts,
 from scalesearch.ledger import Ledger, lock_study
 from scalesearch.network import AnyNetwork
 from scalesearch.screen import Screen
-from scalesearch.text import override, typed
+from scalesearch.selection import chance_level, nothing_learnt, remedy, unlearnt
+from scalesearch.text import level, override, typed
 from scalesearch.tracking import CommandLog, Tracker, mlflow_experiment
-from scalesearch.workspace import ALL_FAILED, DONE, SOME_FAILED, refuse_links
+from scalesearch.workspace import ALL_FAILED, DONE, NOTHING_LEARNT, SOME_FAILED, refuse_links
+
+CONFIDENCE = 0.95  # of what commands without a search say
+
+
+class Learnt(NamedTuple):
+    """Why no network of a command is better than chance, and what to try; None where one is, or none was trained.
+
+    beside: the chance level, and which networks are no better.
+    """
+
+    nothing: str | None
+    beside: str
 
 
 @dataclass
@@ -159,8 +172,29 @@ class Session:
         """Seconds that these trainings would take, from timing some of their networks in the workers."""
         return self.evaluator(spec).expected_seconds(work)
 
-    def finish(self, outcomes: Sequence[Outcome]) -> int:
-        """Report what failed and what was trained in different precisions; the exit code of these trainings."""
+    def learnt(self, outcomes: Mapping[str, Sequence[Outcome]], spec: DataSpec) -> Learnt:
+        """What networks on the images of `spec` have learnt; outcomes: by the network's name, one for each seed."""
+        finished = {
+            name: found for name, seeds in outcomes.items() if (found := [one.result for one in seeds if one.result])
+        }
+        if not finished:
+            return Learnt(None, "")
+        data, recipe = self.data(spec), next(iter(outcomes.values()))[0].evaluation.recipe
+        results = [one for seeds in finished.values() for one in seeds]
+        chance = chance_level(recipe.metric, data.val_labels.numpy(), results)
+        beside = f"{data.description.name}: {chance.words(chance.value, 'validation')}"
+        reason = nothing_learnt(finished, chance, confidence=CONFIDENCE)
+        if reason is not None:
+            return Learnt(f"{reason}. {remedy(recipe, data.description.num_train)}", beside)
+        if no_better := unlearnt(finished, chance, confidence=CONFIDENCE):
+            beside += f"; no better than that at {level(CONFIDENCE)}: {', '.join(no_better)}"
+        return Learnt(None, beside)
+
+    def finish(self, outcomes: Sequence[Outcome], nothing: str | None = None) -> int:
+        """Report what failed and what was trained in different precisions; the exit code of these trainings.
+
+        nothing: why nothing was learnt, which is reported as well.
+        """
         failed = [outcome for outcome in outcomes if outcome.result is None]
         if (mixed := mixed_precision(outcomes)) is not None:
             self.out.warn(mixed)
@@ -171,7 +205,12 @@ class Session:
                 f"{number} trainings failed; the first: {first.network.name} seed {first.seed}: {failed[0].reason}"
             )
             self.out.say("when the cause is mended: the same command with retry=true")
-        return DONE if not failed else SOME_FAILED if len(failed) < len(outcomes) else ALL_FAILED
+        if failed and len(failed) == len(outcomes):
+            return ALL_FAILED
+        if nothing is not None:
+            self.out.warn(nothing)
+            return NOTHING_LEARNT
+        return SOME_FAILED if failed else DONE
 
     def conclude(
         self, log: CommandLog, code: int, *, metrics: Mapping[str, float | None], files: Sequence[Path]

@@ -392,6 +392,26 @@ def test_where_all_fail_there_is_no_answer(place: Place, monkeypatch: pytest.Mon
     assert not (place.study / "fidelity.json").exists()
 
 
+def references_guess(specification: Mapping[str, Any]) -> Result:
+    if specification["recipe"]["epochs"] > EPOCHS:
+        return made_up(0.1, start=specification["seed"])  # ten classes
+    return known_bias(specification)
+
+
+def test_references_that_have_learnt_nothing_are_compared_with_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Planted, "plant", staticmethod(references_guess))
+    ended = place.fidelity()
+    assert (ended.code, ended.answer["fidelity"]) == (workspace.NOTHING_LEARNT, None)
+    assert "of the references nothing was learnt: the best of 5 networks" in ended.output
+    assert "recipe.epochs" in ended.answer["nothing_learnt"]
+    assert not (place.study / "fidelity.json").exists()
+    assert len(pd.read_csv(place.study / "fidelity-epochs-4.csv")) == 20
+    monkeypatch.setattr(Planted, "plant", staticmethod(known_bias))
+    assert "the most frequent class alone" in place.fidelity("factor=3").output
+
+
 def choice_fails(specification: Mapping[str, Any]) -> Result:
     if specification["recipe"]["epochs"] > EPOCHS and specification["network"]["resolution"] == 11:
         raise ValueError("diverged: so it was planted")

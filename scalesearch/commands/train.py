@@ -11,16 +11,14 @@ from pydantic import Field
 
 from scalesearch.checks import between, checked
 from scalesearch.text import count, percent, plural
-from scalesearch.workspace import DONE, NOTHING_LEARNT, SOME_FAILED, Directory, InitialWeights, training_directory
+from scalesearch.workspace import Directory, InitialWeights, training_directory
 
 if TYPE_CHECKING:
     from scalesearch.config import Groups
     from scalesearch.evaluation import Outcome
     from scalesearch.network import AnyNetwork
     from scalesearch.screen import Screen
-    from scalesearch.selection import Chance
     from scalesearch.session import Session
-    from scalesearch.training import Result
 
 GROUPS = {
     "baseline": "mobilenetv2",
@@ -58,7 +56,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     """
     from scalesearch.cost import cost
     from scalesearch.evaluation import Evaluation
-    from scalesearch.selection import chance_level, levels_of, remedy
+    from scalesearch.selection import chance_level, levels_of, nothing_learnt, remedy
     from scalesearch.session import Session
     from scalesearch.tracking import recipe_params
     from scalesearch.training import check_average, check_function, few_steps, metric_title, named
@@ -95,14 +93,11 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
         levels = {"validation": chance.value} if results else {}
         if results and arguments.test:
             levels = levels_of(chance, data)
-        nothing = _nothing_learnt(network.name, results, chance)
+        nothing = nothing_learnt({network.name: results} if results else {}, chance, confidence=_CONFIDENCE)
         answer |= {chance.key: levels, "nothing_learnt": nothing}
         beside = {split: f"; {chance.words(value, split)}" for split, value in levels.items()}
         _show(answer, out, beside, metric_title(groups.recipe.metric or "accuracy"))
-        code = session.finish(outcomes)
-        if nothing is not None:
-            out.warn(f"{nothing}. {remedy(groups.recipe, sizes.num_train)}")
-            code = NOTHING_LEARNT if code in (DONE, SOME_FAILED) else code
+        code = session.finish(outcomes, nothing and f"{nothing}. {remedy(groups.recipe, sizes.num_train)}")
         metrics = {name: answer[name] for name in ("macs", "params", "val_accuracy_mean")}
         metrics[chance.key] = levels.get("validation")
         metrics["test_accuracy"] = None if test is None else test["mean"]
@@ -158,14 +153,6 @@ def _answer(
         ],
         "evaluations": counts(outcomes),
     }
-
-
-def _nothing_learnt(name: str, results: Sequence[Result], chance: Chance) -> str | None:
-    """Why the network is no better than chance; None where it is, and where no training has finished."""
-    from scalesearch.selection import unlearnt, unlearnt_words
-
-    found = unlearnt({name: results}, chance, confidence=_CONFIDENCE) if results else {}
-    return unlearnt_words(found[name], chance, num_networks=1, confidence=_CONFIDENCE) if found else None
 
 
 def _show(answer: Mapping[str, Any], out: Screen, beside: Mapping[str, str], score: str) -> None:

@@ -62,9 +62,13 @@ def _compare(
     outcomes = {outcome.evaluation.key: outcome for outcome in came}
     files = [study.directory / f"fidelity-{request.against}-{request.factor:.10g}.csv"]
     write_atomic(files[0], trainings(completed, references, outcomes).to_csv(index=False).encode())
-    code = session.finish(came)
+    by_candidate: dict[str, list[Outcome]] = {}
+    for one in references:
+        by_candidate.setdefault(one.candidate.id, []).append(outcomes[one.evaluation.key])
+    nothing, beside = session.learnt(by_candidate, completed.settings.data)
+    code = session.finish(came, nothing and f"of the references {nothing}. Nothing is compared")
     finished = _finished(references, outcomes)
-    entry = judgement(request, completed, references, finished) if finished else None
+    entry = judgement(request, completed, references, finished) if finished and nothing is None else None
     if entry is not None:
         same = ("against", "factor")
         others = [one for one in earlier if [one[key] for key in same] != [entry[key] for key in same]]
@@ -72,11 +76,12 @@ def _compare(
         files.append(study.directory / "fidelity.json")
         write_atomic(files[1], content)
         show_judgement(out, entry)
+        out.say(f"the references: {beside}")
         out.say(counts_line(came))
         out.say(f"every training: {files[0]}; the answer: {files[1]}")
     session.conclude(log, code, metrics={}, files=files)
     answer = {"study": study.name, "evaluations": counts(came), "directory": str(study.directory)}
-    out.answer(answer | {"fidelity": entry})
+    out.answer(answer | {"fidelity": entry, "nothing_learnt": nothing})
     return code
 
 

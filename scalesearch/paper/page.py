@@ -16,7 +16,7 @@ from scalesearch.paper.points import Point, Setting, point_values
 from scalesearch.paper.request import ExperimentRequest
 from scalesearch.paper.tables import cells
 from scalesearch.text import duration, plural
-from scalesearch.training import Recipe
+from scalesearch.training import Recipe, few_steps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,6 +52,8 @@ def plan_words(setting: Setting, outlook: Mapping[str, Any]) -> list[str]:
         f"{outlook['trainings']} trainings ({setting.seeds} seeds each) on {sizes.num_train} images of {sizes.name}; "
         "those that the ledger has are not repeated"
     ]
+    if (few := few_steps(setting.recipe, sizes.num_train)) is not None:
+        words.append(few)
     if "estimated_seconds" in outlook:
         words.append(f"expected time for all of them on this machine: {duration(outlook['estimated_seconds'])}")
     return words
@@ -66,17 +68,26 @@ def caveats(written: Sequence[str], recipe: Recipe | None) -> list[str]:
 
 
 def entry(
-    request: ExperimentRequest, summary: pd.DataFrame, outcomes: Sequence[Outcome], figures: Sequence[str]
+    request: ExperimentRequest,
+    summary: pd.DataFrame,
+    outcomes: Sequence[Outcome],
+    figures: Sequence[str],
+    *,
+    nothing: str | None,
+    beside: Sequence[str],
 ) -> dict[str, Any]:
-    """What finding.json keeps: question and finding, and how they were come by."""
+    """What finding.json keeps: question and finding, and how they were come by.
+
+    nothing: why nothing was learnt, which is the finding then. beside: the chance level on each data set.
+    """
     experiment = request.experiment
     results = [one.result for one in outcomes if one.result is not None]
     return {
         "experiment": request.name,
         "question": experiment.question,
-        "finding": experiment.finding(summary),
+        "finding": nothing or experiment.finding(summary),
         "paper": experiment.paper,
-        "caveats": caveats(experiment.caveats, request.recipe if outcomes else None),
+        "caveats": [*caveats(experiment.caveats, request.recipe if outcomes else None), *beside],
         "command": request.command,
         "title": request.title,
         "seeds": request.seeds if outcomes else 0,

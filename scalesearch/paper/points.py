@@ -25,7 +25,7 @@ from scalesearch.fitting import fit
 from scalesearch.network import AnyNetwork, Factory
 from scalesearch.scaling import Coefficients, Rounding, resize
 from scalesearch.screen import Progress
-from scalesearch.session import Session
+from scalesearch.session import Learnt, Session
 from scalesearch.tracking import CommandLog
 from scalesearch.training import Recipe
 
@@ -198,7 +198,7 @@ class Trainings:
     def _came(self, point: Point, outcome: Outcome, progress: Progress, log: CommandLog) -> None:
         self.outcomes[_place(point, outcome.evaluation.seed)] = outcome
         progress.update(f"{point.curve} {point.label}", outcome)
-        log.trained(f"{point.curve} {point.label} at {point.at:g}", outcome, params=point_values(point))
+        log.trained(_words(point), outcome, params=point_values(point))
 
     def test(self) -> dict[str, float]:
         """Test accuracy of every finished training, by its key."""
@@ -245,6 +245,19 @@ class Trainings:
     def outcome(self, point: Point, seed: int) -> Outcome:
         return self.outcomes[_place(point, seed)]
 
+    def learnt(self) -> list[Learnt]:
+        """What the networks on each data set have learnt."""
+        found = []
+        for data in dict.fromkeys(point.data for point in self.points):
+            networks: dict[tuple[str, ...], tuple[str, list[Outcome]]] = {}
+            for point in self.points:
+                if point.data == data:
+                    seeds = [self.outcome(point, seed) for seed in range(self.setting.seeds)]
+                    same = tuple(one.evaluation.key for one in seeds)  # several points may be one network
+                    networks.setdefault(same, (_words(point), seeds))
+            found.append(self._session.learnt(dict(networks.values()), data))
+        return found
+
     def correct(self) -> dict[str, Correct]:
         """By key of a finished training: whether it is right, for each validation image."""
         return {
@@ -269,6 +282,10 @@ class Trainings:
             row["train_seconds"] = math.nan if result is None else round(result.train_seconds, 2)
             rows.append(row | {"precision": outcome.precision, "key": key, "reason": outcome.reason})
         return pd.DataFrame(rows)
+
+
+def _words(point: Point) -> str:
+    return f"{point.curve} {point.label} at {point.at:g}"
 
 
 def _place(point: Point, seed: int) -> tuple[str, str, int]:

@@ -15,7 +15,7 @@ from scalesearch.paper.experiment import draw, read_summary, write_table
 from scalesearch.paper.points import Point, Setting, Trainings, point_values
 from scalesearch.paper.request import ExperimentRequest
 from scalesearch.screen import Screen
-from scalesearch.session import Session, counts_line
+from scalesearch.session import Learnt, Session, counts_line
 from scalesearch.tracking import CommandLog, recipe_params
 from scalesearch.workspace import ALL_FAILED, DONE
 
@@ -36,13 +36,14 @@ def run(request: ExperimentRequest, session: Session) -> int:
         return DONE
     with session, _log(request, setting, session) as log:
         if computed is not None:
-            session.conclude(log, DONE, metrics={}, files=_conclude(request, computed, [], out))
+            session.conclude(log, DONE, metrics={}, files=_conclude(request, computed, [], out, []))
             return DONE
         assert setting is not None
         trainings = Trainings(points, setting, session)
         trainings.run(log)
         results = trainings.table(trainings.test() if request.test else None)
-        code = session.finish(trainings.unique)
+        learnt = trainings.learnt()
+        code = session.finish(trainings.unique, _nothing(learnt))
         if code == ALL_FAILED:
             write_table(results, request.directory / "results.csv")
             out.answer({"experiment": request.name, "evaluations": counts(trainings.unique), "finding": None})
@@ -50,20 +51,27 @@ def run(request: ExperimentRequest, session: Session) -> int:
             return code
         results = experiment.measured(trainings, results, request.directory, out)
         write_table(results, request.directory / "results.csv")
-        files = _conclude(request, experiment.summary(results, trainings.correct()), trainings.unique, out)
+        summary = experiment.summary(results, trainings.correct())
+        files = _conclude(request, summary, trainings.unique, out, learnt)
         session.conclude(log, code, metrics={}, files=[request.directory / "results.csv", *files])
     return code
 
 
 def _conclude(
-    request: ExperimentRequest, summary: pd.DataFrame, outcomes: Sequence[Outcome], out: Screen
+    request: ExperimentRequest,
+    summary: pd.DataFrame,
+    outcomes: Sequence[Outcome],
+    out: Screen,
+    learnt: Sequence[Learnt],
 ) -> list[Path]:
     """Table, finding, figures and page, on disk and on the screen; these files."""
     experiment, directory = request.experiment, request.directory
     write_table(summary, directory / "summary.csv")
     summary = read_summary(directory)  # the finding is that of the table that was kept
     files = draw(experiment, directory, title=request.title)
-    entry = page.entry(request, summary, outcomes, [path.name for path in files if path.suffix == ".png"])
+    nothing, beside = _nothing(learnt), [one.beside for one in learnt if one.beside]
+    pictures = [path.name for path in files if path.suffix == ".png"]
+    entry = page.entry(request, summary, outcomes, pictures, nothing=nothing, beside=beside)
     rows, known = experiment.table(summary), counts(outcomes)
     write_atomic(directory / "finding.json", json.dumps(entry, indent=1, ensure_ascii=False).encode() + b"\n")
     write_atomic(directory / "README.md", page.readme(entry, rows).encode())
@@ -77,9 +85,14 @@ def _conclude(
         out.say(counts_line(outcomes))
     out.say(f"tables, figures and a page: {directory}")
     values = json.loads(summary.to_json(orient="records"))
-    answer = {"directory": str(directory), "evaluations": known, "summary": values}
+    answer = {"nothing_learnt": nothing, "directory": str(directory), "evaluations": known, "summary": values}
     out.answer({"experiment": request.name, "finding": entry["finding"]} | answer)
     return [*(directory / name for name in ("summary.csv", "finding.json", "README.md")), *files]
+
+
+def _nothing(learnt: Sequence[Learnt]) -> str | None:
+    """Why nothing was learnt on one of the data sets: the finding then, as differences of such networks are noise."""
+    return " ".join(one.nothing for one in learnt if one.nothing) or None
 
 
 def _log(request: ExperimentRequest, setting: Setting | None, session: Session) -> CommandLog:

@@ -155,9 +155,20 @@ def unlearnt(finished: Mapping[str, Sequence[Result]], chance: Chance, *, confid
     return found
 
 
-def unlearnt_words(one: Unlearnt, chance: Chance, *, num_networks: int, confidence: float) -> str:
-    """Why nothing was learnt, in one sentence, of the best network."""
-    which = f"the best of {num_networks} candidates, {one.name}," if num_networks > 1 else one.name
+def nothing_learnt(finished: Mapping[str, Sequence[Result]], chance: Chance, *, confidence: float) -> str | None:
+    """Why none of the networks is better than chance; None where one is, and where no training has finished."""
+    found = unlearnt(finished, chance, confidence=confidence)
+    if not finished or len(found) < len(finished):
+        return None
+    best = max(found.values(), key=lambda one: one.accuracy)
+    return unlearnt_words(best, chance, num_networks=len(finished), confidence=confidence, kind="networks")
+
+
+def unlearnt_words(
+    one: Unlearnt, chance: Chance, *, num_networks: int, confidence: float, kind: str = "candidates"
+) -> str:
+    """Why nothing was learnt, in one sentence, of the best network; `kind`: what the networks are."""
+    which = f"the best of {num_networks} {kind}, {one.name}," if num_networks > 1 else one.name
     constant = "has one answer to every image, and " if one.constant else ""
     return (
         f"nothing was learnt: {which} {constant}{chance.compared(one.accuracy)} (p = {one.p_value:.2g}; below "
