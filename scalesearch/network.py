@@ -29,6 +29,8 @@ Activation = Literal["relu", "relu6", "silu", "hardswish", "gelu"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 Side = Annotated[int, between(1, MAX_RESOLUTION)]
 Classes = Annotated[int, between(1, 1_000_000), Must("a whole number from 1 to 1000000")]
+CUT = frozenset({"patch_embed", "patch_norm", "convnext", "space_to_depth"})
+"""Blocks that cut their input into patches of `stride` px and leave out what fills none; all others pad it."""
 
 
 @checked(kw_only=True)
@@ -141,7 +143,8 @@ class Network:
         for row, stage in self.rows():
             for repeat in range(stage.repeats):
                 stride = stage.stride if repeat == 0 else 1
-                out = (resolution - 1) // stride + 1  # odd kernels, padded by half of them
+                padded = 0 if stage.block in CUT else stride - 1  # odd kernels are padded by half of them
+                out = (resolution + padded) // stride
                 yield Place(
                     name=f"{row}.{repeat}" if row.startswith("stages") else row,
                     row=row,

@@ -105,13 +105,13 @@ def match(source: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     """The tensors of another library's network under the names of `module`'s state dict, in its shapes and types.
 
     They are paired in the order of both state dicts, in which libraries list layers as images go through them; learned
-    tokens (three axes), which have no such order, come first. A 1x1 convolution and a linear layer of the same size are
-    the same, and counters of batches are left out.
+    tokens (1 x tokens x channels), which have no such order, come first. Axes of 1 at the end do not count, so that a
+    1x1 convolution and a linear layer of the same size are the same; counters of batches are left out.
 
     Raises: ValueError: names the first pair of different shapes, or what one of the two has left over.
     """
-    theirs = sorted(_without_counters(source).items(), key=lambda item: item[1].ndim != 3)
-    ours = sorted(_without_counters(module.state_dict()).items(), key=lambda item: item[1].ndim != 3)
+    theirs = sorted(_without_counters(source).items(), key=lambda item: not _are_tokens(item[1]))
+    ours = sorted(_without_counters(module.state_dict()).items(), key=lambda item: not _are_tokens(item[1]))
     for (their_name, tensor), (name, wanted) in zip(theirs, ours, strict=False):
         if _flat(tensor) != _flat(wanted):
             raise ValueError(f"{their_name} is {_shape(tensor)}, and {name} of the same place {_shape(wanted)}")
@@ -334,8 +334,13 @@ def _without_counters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
 
 
+def _are_tokens(tensor: Tensor) -> bool:
+    return tensor.ndim == 3 and len(tensor) == 1
+
+
 def _flat(tensor: Tensor) -> tuple[int, ...]:
-    return tuple(tensor.shape[:2] if tuple(tensor.shape[2:]) == (1, 1) else tensor.shape)
+    shape = tuple(tensor.shape)
+    return shape[:-2] if shape[-2:] == (1, 1) and not _are_tokens(tensor) else shape
 
 
 def _shape(tensor: Tensor) -> str:

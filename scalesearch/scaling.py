@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Annotated, Literal
 
 from scalesearch.checks import between, checked
-from scalesearch.network import MAX_REPEATS, AnyNetwork, Factory, Stage
+from scalesearch.network import CUT, MAX_REPEATS, AnyNetwork, Factory, Stage
 
 MAX_FACTOR = 1e6  # no table can hold more; a larger number would be refused too, with all its digits
 _WHOLE: dict[str, Callable[[float], int]] = {"ceil": math.ceil, "round": round, "floor": math.floor}
@@ -239,10 +239,11 @@ def round_resolution(resolution: float, rounding: Rounding, *, patch: int = 1) -
 
 
 def patch_of(network: AnyNetwork) -> int:
-    """px of which the resolution is a multiple: 1, or a vision transformer's patch, or what a function takes."""
+    """px of which the resolution is a multiple: 1, or the patch that the stem cuts, or what a function takes."""
     if isinstance(network, Factory):
         return network.resolution_multiple
-    return math.lcm(*(stage.stride for stage in network.stem if stage.block == "patch_embed"))
+    rows = max((index for index, stage in enumerate(network.stem, start=1) if stage.block in CUT), default=0)
+    return math.prod(stage.stride for stage in network.stem[:rows])
 
 
 def _divisor(of: int, wanted: float) -> int:

@@ -65,6 +65,7 @@ KEPT = replace(RULE, stem="kept")  # timm's ResNets begin with 64 channels
         ("seresnet50", KEPT, 0.5, 0.5),
         ("resnext50", KEPT, 0.5, 1),
         ("vit_tiny", RULE, 0.5, 1.3),
+        ("convnext_atto", RULE, 0.5, 0.7),
     ],
 )
 def test_a_variant_that_has_no_name_in_timm_has_a_call(
@@ -128,6 +129,7 @@ INEXPRESSIBLE = {
     "a kernel": ("resnet18", lambda n: changed(n, 2, kernel=5), r"stages\[2\].kernel is 5"),
     "CIFAR's stem": ("preresnet29", lambda n: n, "kernel 7 and stride 2"),
     "different heads": ("vit_tiny", lambda n: replace(n, stages=(n.stages[0], replace(n.stages[0], heads=4))), "alike"),
+    "wider patches": ("convnext_atto", lambda n: replace(n, stem=(replace(n.stem[0], channels=48),)), "there it is 40"),
     "stages of two kinds": ("resnet50", lambda n: changed(n, 0, block="basic", expand=1.0), "basic, bottleneck"),
 }
 

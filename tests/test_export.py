@@ -71,6 +71,18 @@ NETWORKS = {
         ],
         "head": {"block": "pooled_conv_norm", "channels": 40},
     },
+    "patches": {
+        "resolution": 32,
+        "activation": "gelu",
+        "norm_epsilon": 1e-6,
+        "stem": {"block": "patch_norm", "stride": 2, "channels": 8},
+        "stages": [
+            {"block": "convnext", "channels": 8, "kernel": 7, "expand": 4},
+            {"block": "convnext", "channels": 12, "stride": 2, "repeats": 2, "kernel": 5, "expand": 2},
+            {"block": "space_to_depth", "channels": 16, "stride": 4},
+        ],
+        "head": {"block": "pooled_norm"},
+    },
     "preactivation": {
         "resolution": 16,
         "activation": "relu",

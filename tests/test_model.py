@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -167,10 +168,10 @@ def test_every_field_of_a_row_is_read_by_the_blocks_that_say_so(block_network: N
 
 
 def outcome(network: Network) -> list[float]:
-    """Logits of the module after a step, from the same seed."""
-    module = steps(network, 1).eval()
+    """Logits of the module after a step, from the same seed; in float64, as a ConvNeXt's branch begins with 1e-6."""
+    module = steps(network, 1).eval().double()
     with torch.no_grad():
-        return module(batch(network)[0]).flatten().tolist()
+        return module(batch(network)[0].double()).flatten().tolist()
 
 
 @pytest.mark.parametrize("epsilon", [1e-5, 1e-3])
@@ -356,6 +357,15 @@ def test_parameter_counts_are_torchvisions(name: str, baselines: dict[str, Netwo
     with torch.device("meta"):
         theirs, ours = PUBLISHED[name](), build(baselines[name])
     assert [p.shape for p in ours.parameters()] == [p.shape for p in theirs.parameters()]
+
+
+def test_a_space_to_depth_stem_is_timms() -> None:
+    """With the channels in timm's order, so that weights can be exchanged."""
+    network = tiny(Stage(block="space_to_depth", channels=24, stride=4), activation="gelu")
+    block = build(network).blocks[1].double().eval()
+    images = torch.randn(2, 8, 19, 19, generator=torch.Generator().manual_seed(3), dtype=torch.double)
+    folded = timm.layers.SpaceToDepth(4)(images[:, :, :16, :16])  # what fills no patch is left out
+    assert torch.equal(block(images), F.gelu(block.norm(block.conv(folded))))
 
 
 # The beginning of training

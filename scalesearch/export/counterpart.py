@@ -128,11 +128,15 @@ def _difference(network: Network, call: _Call) -> str:
 
 
 def _shortcuts_last(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Blocks in our order: timm lists the shortcut of a pre-activation block before its other layers."""
-    blocks = [name.partition(".downsample.")[0] + "." for name in state if ".downsample." in name]
+    """Blocks in our order: timm lists the shortcut of a pre-activation block before its other layers.
+
+    The `downsample` of a whole stage, as in ConvNeXt, is no shortcut, and stays.
+    """
+    stages = {name.partition(".blocks.")[0] for name in state if ".blocks." in name}
+    blocks = {name: name.partition(".downsample.")[0] for name in state if ".downsample." in name}
     place = {name: index for index, name in enumerate(state)}
-    last = {block: max(place[name] for name in state if name.startswith(block)) for block in blocks}
-    ends = {name: last[name.partition(".downsample.")[0] + "."] for name in state if ".downsample." in name}
+    last = {block: max(place[name] for name in state if name.startswith(f"{block}.")) for block in blocks.values()}
+    ends = {name: last[block] for name, block in blocks.items() if block not in stages}
     return {name: state[name] for name in sorted(state, key=lambda name: (ends.get(name, place[name]), name in ends))}
 
 
@@ -209,6 +213,8 @@ def _described(network: Network) -> _Call:
         return _resnet(network)
     if blocks <= set(_MOBILE):
         return _mobile(network)
+    if blocks == {"convnext"}:
+        return _convnext(network)
     raise ValueError(f"timm has no network of {', '.join(sorted(blocks))} that is made from a list of stages")
 
 
@@ -229,6 +235,28 @@ def _vision_transformer(network: Network) -> _Call:
         "act_layer": _ACTIVATIONS[first.activation or network.activation],
     }
     return _Call("timm.create_model", ("vit_tiny_patch16_224",), named | _epsilon(network) | _common(network))
+
+
+def _convnext(network: Network) -> _Call:
+    stem, model = network.stem[0], network.stages[0]
+    _need([stage.block for stage in network.stem] == ["patch_norm"], "the stem must be a patch_norm")
+    _need([stage.block for stage in network.head] == ["pooled_norm"], "the head must be a pooled_norm")
+    _need(stem.channels == model.channels, f"stem.channels is {stem.channels}; there it is {model.channels}")
+    strides = [stage.stride for stage in network.stages]
+    _need(strides == [1, 2, 2, 2], f"the strides of the stages are {strides}; there they are [1, 2, 2, 2]")
+    for row, stage in network.rows():
+        if row.startswith("stages"):
+            _need(stage.expand == 4, f"{where(row)}.expand is {stage.expand:g}; there it is 4")
+            _need(stage.activation in (None, network.activation), f"{where(row)} has an activation of its own")
+    named: dict[str, Any] = {
+        "patch_size": stem.stride,
+        "depths": tuple(stage.repeats for stage in network.stages),
+        "dims": tuple(stage.channels for stage in network.stages),
+        "kernel_sizes": tuple(stage.kernel for stage in network.stages),
+        "act_layer": _ACTIVATIONS[network.activation],
+        "norm_eps": network.norm_epsilon,
+    }
+    return _Call("timm.create_model", ("convnext_tiny",), named | _common(network))
 
 
 def _resnet(network: Network) -> _Call:

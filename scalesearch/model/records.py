@@ -145,7 +145,23 @@ class Learned(NamedTuple):
         return _Learned(self.tokens, self.channels)
 
 
-Record = Convolution | BatchNorm | LayerNorm | Linear | Attention | Learned
+class LayerScale(NamedTuple):
+    """A record of a learned factor of each channel, the last axis; all begin at `initial` (arXiv:2103.17239)."""
+
+    channels: int
+    initial: float
+    macs: int = 0
+    activations: int = 0
+
+    @property
+    def params(self) -> int:
+        return self.channels
+
+    def module(self) -> nn.Module:
+        return _LayerScale(self.channels, self.initial)
+
+
+Record = Convolution | BatchNorm | LayerNorm | Linear | Attention | Learned | LayerScale
 Layers = dict[str, Record]
 
 
@@ -161,6 +177,15 @@ class _Attention(nn.Module):
         queries, keys, values = parts.unbind(0)  # (B, heads, N, C / heads) each
         mixed = F.scaled_dot_product_attention(queries, keys, values)
         return mixed.transpose(1, 2).reshape(images, tokens, -1)
+
+
+class _LayerScale(nn.Module):
+    def __init__(self, channels: int, initial: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
 
 
 class _Learned(nn.Module):

@@ -15,11 +15,11 @@ _CHEAP = 3  # kernel of the depthwise convolutions that make ghosts: d in arXiv:
 
 
 class GhostBottleneck(GatedBlock):
-    """GhostNet's bottleneck (arXiv:1911.11907, figure 3): a wide ghost module, a depthwise convolution where there is a
-    stride, the gate of MobileNetV3, and a narrow ghost module; beside it a shortcut.
+    """GhostNet's bottleneck (arXiv:1911.11907, figure 3): a wide and a narrow ghost module, and a shortcut.
 
-    Expanded and squeezed channels are multiples of 4, the squeezed ones a share of the expanded. `kernel` is of the
-    convolutions that stand where the shape changes.
+    Between the modules are a depthwise convolution where there is a stride, and the gate of MobileNetV3. Expanded and
+    squeezed channels are multiples of 4, the squeezed ones a share of the expanded. `kernel` is of those convolutions
+    that stand where the shape changes.
     """
 
     name = "ghost"
