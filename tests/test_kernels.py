@@ -85,6 +85,7 @@ def test_every_block_with_a_chain_computes_what_torch_does(compiled: Library) ->
                     assert_equal(block, compiled, images(place, 3))
                     with_chain.add(place.stage.block)
     assert with_chain >= {"mbconv", "uib", "bneck", "conv_norm", "depthwise_separable"}
+    assert with_chain >= {"basic", "bottleneck", "regnet", "preact_basic", "preact_bottleneck"}
 
 
 def random_place(chance: random.Random, block: str) -> Place:

@@ -128,6 +128,12 @@ class FusedInvertedResidual(GatedBlock):
             y = self.project_norm(self.project(y))
         return x + y if self.residual else y
 
+    def chain(self) -> Chain | None:
+        if hasattr(self, "squeeze") or (self.residual and not hasattr(self, "project")):
+            return None
+        ends = tuple(name for name in ("project", "project_norm") if hasattr(self, name))
+        return Chain(("expand", "expand_norm", "activation", *ends), shortcut=() if self.residual else None)
+
 
 class EdgeResidual(FusedInvertedResidual):
     """Fused-MBConv with a projection whatever its `expand`, as in EfficientNet-EdgeTPU and timm's EfficientNetV2-RW."""

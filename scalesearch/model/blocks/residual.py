@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from scalesearch.model.blocks.block import GatedBlock, Layer, gate_layers
+from scalesearch.model.blocks.block import Chain, GatedBlock, Layer, gate_layers
 from scalesearch.model.records import BatchNorm, Convolution, Layers
 from scalesearch.network import Place
 from scalesearch.scaling import round_channels
@@ -38,6 +38,15 @@ class _Residual(GatedBlock):
         shortcut = self.shortcut_norm(self.shortcut(x)) if hasattr(self, "shortcut") else x
         return self.activation(shortcut + self.gated(self.branch(x)))
 
+    def chain(self) -> Chain | None:
+        if hasattr(self, "squeeze"):
+            return None
+        names = (f"{layer}{number}" for number in (1, 2, 3) for layer in ("conv", "norm"))
+        layers = [name for name in names if hasattr(self, name)]
+        inner = (part for layer in layers for part in ((layer, "activation") if layer.startswith("norm") else (layer,)))
+        shortcut = tuple(name for name in ("shortcut", "shortcut_norm") if hasattr(self, name))
+        return Chain(tuple(inner)[:-1], shortcut, activated=True)  # the last activation comes after the sum
+
 
 class _Preactivation(_Residual):
     """Norm and activation come before each convolution (arXiv:1603.05027).
@@ -50,6 +59,13 @@ class _Preactivation(_Residual):
         y = self.activation(self.norm1(x))
         shortcut = self.shortcut(y) if hasattr(self, "shortcut") else x
         return shortcut + self.gated(self.branch(y))
+
+    def chain(self) -> Chain | None:
+        if hasattr(self, "squeeze"):
+            return None
+        numbers = [number for number in (1, 2, 3) if hasattr(self, f"conv{number}")]
+        layers = tuple(name for number in numbers for name in (f"norm{number}", "activation", f"conv{number}"))
+        return Chain(layers, ("shortcut",) if hasattr(self, "shortcut") else (), shared=2)
 
 
 class Basic(_Residual):
