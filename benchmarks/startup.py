@@ -1,4 +1,6 @@
-"""How long the commands take that should answer at once: medians in seconds, with the share that is Python itself.
+"""How long commands take until they answer: medians in seconds, and as multiples of Python's and of torch's own start.
+
+An answer is the first line that is written. `plan` has then shown its candidates, and goes on to time some of them.
 
 python benchmarks/startup.py
 """
@@ -15,7 +17,8 @@ from pathlib import Path
 ROUNDS = 7
 SCALESEARCH = str(Path(sys.executable).with_name("scalesearch"))
 COMMANDS = {
-    "python -c pass": [sys.executable, "-c", "pass"],
+    "python -c pass": [sys.executable, "-c", "print()"],
+    "python -c 'import torch'": [sys.executable, "-c", "import torch; print()"],
     "scalesearch --help": [SCALESEARCH, "--help"],
     "scalesearch cost": [SCALESEARCH, "cost"],
     "scalesearch plan": [SCALESEARCH, "plan"],
@@ -30,13 +33,21 @@ def main() -> None:
         for _ in range(ROUNDS):
             for name, command in COMMANDS.items():
                 began = time.perf_counter()
-                subprocess.run(command, cwd=directory, check=True, capture_output=True)
-                seconds[name].append(time.perf_counter() - began)
-    python = statistics.median(seconds["python -c pass"])
-    print("| command | median (s) | highest (s) | times an empty Python |\n|---|---|---|---|")
+                with subprocess.Popen(
+                    command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                ) as process:
+                    assert process.stdout is not None
+                    process.stdout.readline()
+                    seconds[name].append(time.perf_counter() - began)
+                    process.terminate()
+                    process.stdout.read()
+    python, torch = (statistics.median(list(seconds.values())[place]) for place in (0, 1))
+    print(
+        "| command | median (s) | highest (s) | times an empty Python | times `import torch` |\n|---|---|---|---|---|"
+    )
     for name, values in seconds.items():
         median = statistics.median(values)
-        print(f"| `{name}` | {median:.2f} | {max(values):.2f} | {median / python:.1f} |")
+        print(f"| `{name}` | {median:.2f} | {max(values):.2f} | {median / python:.1f} | {median / torch:.2f} |")
 
 
 if __name__ == "__main__":

@@ -97,10 +97,11 @@ class Profiler:
         batch_size: images of the step that `training_memory` is of.
         workspace: latencies are read from and kept in its latency.json, so that a command that is given again shows
             the same numbers and measures nothing twice; None: they are forgotten with this object.
+        times: whether a footprint has a latency that is not known yet; else only what was measured before.
     """
 
-    def __init__(self, *, batch_size: int, workspace: Path | None = None) -> None:
-        self.batch_size = batch_size
+    def __init__(self, *, batch_size: int, workspace: Path | None = None, times: bool = True) -> None:
+        self.batch_size, self._times = batch_size, times
         self._path = None if workspace is None else workspace / "latency.json"
 
     def footprint(self, network: AnyNetwork) -> Footprint:
@@ -109,11 +110,12 @@ class Profiler:
         Raises:
             ValueError: as `memory.Memory.training_activations`.
         """
-        timed = cost(network).macs <= _MOST_TIMED_MACS and _fits(network)
+        known = self._latencies.get(_key(network))
+        timed = self._times and cost(network).macs <= _MOST_TIMED_MACS and _fits(network)
         return Footprint(
             memory=round(METRICS["memory"](network, self)),
             training_memory=round(METRICS["training_memory"](network, self)),
-            latency_ms=self.latency_ms(network) if timed else None,
+            latency_ms=self.latency_ms(network) if timed else known if isinstance(known, float) else None,
         )
 
     def latency_ms(self, network: AnyNetwork) -> float:
@@ -122,7 +124,7 @@ class Profiler:
         Raises:
             ValueError: this machine has no memory for the network.
         """
-        key = hashlib.sha256(json.dumps(identity(network), sort_keys=True).encode()).hexdigest()
+        key = _key(network)
         known = self._latencies.get(key)
         if isinstance(known, float):
             return known
@@ -137,6 +139,10 @@ class Profiler:
     def _latencies(self) -> Measured:
         here = environment()
         return Measured(self._path, f"{here['host']}, {here['device']}, torch {here['torch']}")
+
+
+def _key(network: AnyNetwork) -> str:
+    return hashlib.sha256(json.dumps(identity(network), sort_keys=True).encode()).hexdigest()
 
 
 def parse(value: object, metric: str) -> float:

@@ -22,7 +22,7 @@ has fewer than 16 channels, with AVX2 always (24 of the 83 MB of a training step
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Annotated, Any
@@ -206,6 +206,11 @@ def peak(
 class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operation below autograd, and follows the storages that they make."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nothing is compiled here, and to be skipped torch would import its compiler first, for two seconds."""
+        return False
+
     def __init__(self, threads: int, avx512: bool, shortcuts: Mapping[Any, Callable[..., Any]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
@@ -327,7 +332,39 @@ def _norm_backward(gradient: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor | No
     return tuple(tensor if want else None for tensor, want in zip(made, wanted, strict=True))
 
 
-# torch has these in Python for the meta device, and they take nine tenths of the time.
+def _elementwise(x: Any, y: Any, *_: Any, **__: Any) -> Tensor:
+    shapes = [one.shape for one in (x, y) if isinstance(one, Tensor)]
+    kind = torch.result_type(x, y)
+    if isinstance(x, Tensor) and all(shape == x.shape for shape in shapes):
+        return torch.empty_like(x, dtype=kind)
+    return torch.empty(torch.broadcast_shapes(*shapes), dtype=kind, device="meta")  # type: ignore[no-untyped-call]
+
+
+def _mean(x: Tensor, axes: Sequence[int] | None, keep: bool = False, **_: Any) -> Tensor:
+    gone = {axis % x.ndim for axis in axes or range(x.ndim)}
+    sizes = [1 if axis in gone else size for axis, size in enumerate(x.shape) if keep or axis not in gone]
+    return x.new_empty(sizes)
+
+
+def _convolution(x: Tensor, weight: Tensor, _: Any, *how: Any) -> Tensor:
+    stride, padding, dilation, transposed, _outer, groups = how
+    if transposed or x.shape[1] != weight.shape[1] * groups:  # which torch refuses
+        return aten.convolution.default(x, weight, _, *how)  # type: ignore[no-any-return]
+    sizes = [
+        (size + 2 * pad - apart * (kernel - 1) - 1) // step + 1
+        for size, kernel, step, pad, apart in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    ]
+    return x.new_empty((len(x), len(weight), *sizes))
+
+
+def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, *how: Any) -> tuple[Tensor | None, ...]:
+    wanted = how[-1]
+    bias = weight.new_empty(gradient.shape[1]) if wanted[2] else None
+    return torch.empty_like(x) if wanted[0] else None, torch.empty_like(weight) if wanted[1] else None, bias
+
+
+# torch has these in Python for the meta device, and they take nine tenths of the time; the last ones would import its
+# compiler, for two seconds.
 _SHORTCUTS: dict[Any, Callable[..., Any]] = {
     aten.native_batch_norm.default: _norm,
     aten.native_batch_norm_backward.default: _norm_backward,
@@ -335,4 +372,20 @@ _SHORTCUTS: dict[Any, Callable[..., Any]] = {
     aten.hardswish_.default: lambda x: x,
     aten.hardtanh_backward.default: lambda gradient, x, *_: torch.empty_like(x),
     aten.hardswish_backward.default: lambda gradient, x: torch.empty_like(x),
+    aten.convolution.default: _convolution,
+    aten.convolution_backward.default: _convolution_backward,
+    aten.add.Tensor: _elementwise,
+    aten.mul.Tensor: _elementwise,
+    aten.div.Tensor: _elementwise,
+    aten.div.Scalar: _elementwise,
+    aten.sigmoid.default: torch.empty_like,
+    aten.silu_.default: lambda x: x,
+    aten.silu_backward.default: lambda gradient, x: torch.empty_like(x),
+    aten.sigmoid_backward.default: lambda gradient, x: torch.empty_like(x),
+    aten.mean.dim: _mean,
+    aten.addmm.default: lambda bias, x, weight, **_: x.new_empty(len(x), weight.shape[1]),
+    aten._log_softmax.default: lambda x, *_: torch.empty_like(x),
+    aten._log_softmax_backward_data.default: lambda gradient, *_: torch.empty_like(gradient),
+    aten.nll_loss_backward.default: lambda _, x, *__: torch.empty_like(x),
+    aten.nll_loss_forward.default: lambda x, *_: (x.new_empty(()), x.new_empty(())),
 }

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 
 from scalesearch import search
 from scalesearch.budget import Limits, Profiler, written
-from scalesearch.cost import uncounted
+from scalesearch.cost import uncounted, uncounted_words
 from scalesearch.evaluation import Work
 from scalesearch.network import AnyNetwork, Factory
 from scalesearch.probing import grain_line, proxied
@@ -16,24 +15,27 @@ from scalesearch.scaling import Coefficients, Rounding, uneven_channels
 from scalesearch.search import Plan
 from scalesearch.session import Session
 from scalesearch.study import StudySettings
-from scalesearch.text import count, listed, plural
+from scalesearch.text import count
 from scalesearch.training import check_average, few_steps
 from scalesearch.workspace import Infeasible
 
 
-def planned(settings: StudySettings) -> tuple[Plan, Profiler]:
+def planned(settings: StudySettings, *, measured: bool = True) -> tuple[Plan, Profiler]:
     """The plan with the footprints of its networks: measured now, before workers make the machine busy.
+
+    measured: False leaves the footprints out; the profiler then times only where the latency decides something.
 
     Raises: ValueError where the recipe's average of weights needs longer trainings.
     """
-    profiler = Profiler(batch_size=settings.recipe.batch_size, workspace=settings.workspace)
+    times = measured or settings.selection.metric == "latency_ms"
+    profiler = Profiler(batch_size=settings.recipe.batch_size, workspace=settings.workspace, times=times)
     real = search.Real(settings.baseline, settings.rounding, settings.limits, profiler)
     network, rounding = settings.proxy_network
     solves = settings.search.solves_gamma
     plan = search.candidates(network, settings.grid, settings.budget, rounding, real=real, solve_gamma=solves)
     for _, share in settings.search.strategy.possible(settings.problem(plan)):
         check_average(search.shortened(settings.recipe, share), settings.description.num_train)
-    return (search.measured(plan, profiler) if plan.candidates else plan), profiler
+    return (search.measured(plan, profiler) if measured and plan.candidates else plan), profiler
 
 
 def refuse_infeasible(plan: Plan, settings: StudySettings) -> None:
@@ -145,14 +147,6 @@ def grain_words(network: AnyNetwork, rounding: Rounding) -> list[str]:
         f"{', '.join(map(str, uneven))} channels are no multiples of {rounding.divisor}, the divisor of rounding "
         f"{rounding.name}: every scaling moves them to one, whatever it costs; rounding=fine goes in steps of 2"
     ]
-
-
-def uncounted_words(operations: Mapping[str, int]) -> list[str]:
-    """A line that names operations which no number of multiply-adds includes; none where there are none."""
-    if not operations:
-        return []
-    found = listed([f"{name} ({plural(number, 'call')})" for name, number in operations.items()])
-    return [f"not counted: {found}; their multiply-adds are in no number here, and no budget limits them"]
 
 
 def limits_words(limits: Limits) -> str:

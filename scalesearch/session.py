@@ -22,7 +22,6 @@ from scalesearch.evaluation import Evaluation, Evaluator, Outcome, Work, counts,
 from scalesearch.ledger import Ledger, lock_study
 from scalesearch.network import AnyNetwork
 from scalesearch.screen import Screen
-from scalesearch.selection import chance_level, nothing_learnt, remedy, unlearnt
 from scalesearch.text import level, override, typed
 from scalesearch.tracking import CommandLog, Tracker, mlflow_experiment
 from scalesearch.workspace import ALL_FAILED, DONE, NOTHING_LEARNT, SOME_FAILED, refuse_links
@@ -174,6 +173,8 @@ class Session:
 
     def learnt(self, outcomes: Mapping[str, Sequence[Outcome]], spec: DataSpec) -> Learnt:
         """What networks on the images of `spec` have learnt; outcomes: by the network's name, one for each seed."""
+        from scalesearch.selection import chance_level, nothing_learnt, remedy, unlearnt  # scipy.stats takes a second
+
         finished = {
             name: found for name, seeds in outcomes.items() if (found := [one.result for one in seeds if one.result])
         }

@@ -205,14 +205,23 @@ def test_cost_says_what_the_network_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit):
-        main(["cost", "baseline=preresnet20", "batch_size=3", "--json"])
-    out, message = capsys.readouterr()
-    answer = json.loads(out)
+
+    def asked(*words: str) -> tuple[dict[str, Any], str]:
+        with pytest.raises(SystemExit):
+            main(["cost", "baseline=preresnet20", "batch_size=3", "--json", *words])
+        out, message = capsys.readouterr()
+        return json.loads(out), message
+
+    quick, message = asked()
+    assert quick["latency_ms"] is None  # at once: nothing is timed that nobody wants
+    assert "latency not measured (latency=true measures it)" in message
+    assert list(tmp_path.iterdir()) == []
+    answer, message = asked("latency=true")
+    assert answer == quick | {"latency_ms": answer["latency_ms"]}
+    assert asked()[0] == answer  # known from the workspace
     network = load(CONF / "baseline" / "preresnet20.yaml")
     assert answer["memory"] == memory(network, threads=1).inference
     assert answer["training_memory"] == memory(network, batch_size=3, threads=1).training
     assert answer["latency_ms"] > 0
     for name in Footprint._fields:
         assert words(name, answer[name]) in message
-    assert list(tmp_path.iterdir()) == []

@@ -269,6 +269,26 @@ def test_a_shortcut_makes_what_torch_makes_on_the_cpu(operation: torch._ops.OpOv
         "hardswish_": [(x,)],
         "hardtanh_backward": [(x, x, 0, 6)],
         "hardswish_backward": [(x, x)],
+        "convolution": [
+            (x, torch.ones(4, 6 // groups, 3, 2), None, [stride, 1], [1, 0], [1, dilation], False, [0, 0], groups)
+            for stride, dilation, groups in ((1, 1, 1), (2, 2, 2))
+        ]
+        + [(x, torch.ones(6, 4, 3, 3), torch.ones(4), [2, 2], [1, 1], [1, 1], True, [1, 1], 1)],
+        "convolution_backward": [
+            (x, x, torch.ones(6, 6, 3, 3), [6] if bias else None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, wanted)
+            for bias, wanted in ((True, [True] * 3), (False, [False, True, False]))
+        ],
+        "add": [(x, x), (x, 1), (x, x[:, :, :1, :1]), (x[:, :, :1, :1], x)],
+        "mul": [(x, x), (x, 2.0), (2.0 * torch.ones(()), x), (x.mean((2, 3), keepdim=True), x)],
+        "div": [(x, 2.0)],
+        **{key: [(x,)] for key in ("sigmoid", "silu_")},
+        **{key: [(x, x)] for key in ("silu_backward", "sigmoid_backward")},
+        "mean": [(x, [2, 3]), (x, [-1], True), (x, None)],
+        "addmm": [(weight, x[0, 0, :, :4], torch.ones(4, 6)[:, :6])],
+        "_log_softmax": [(x[0, 0], 1, False)],
+        "_log_softmax_backward_data": [(x[0, 0], x[0, 0], 1, torch.float32)],
+        "nll_loss_backward": [(x.sum(), x[0, 0], torch.zeros(5, dtype=torch.long), None, 1, -100, x.sum())],
+        "nll_loss_forward": [(x[0, 0], torch.zeros(5, dtype=torch.long), None, 1, -100)],
     }
     for given in cases[operation.overloadpacket.__name__]:
         ours, torchs = memory_module._SHORTCUTS[operation](*given), operation(*given)

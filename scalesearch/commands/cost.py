@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import Field
+
 from scalesearch.checks import between, checked
+from scalesearch.workspace import Directory
 
 if TYPE_CHECKING:
     from scalesearch.config import Groups
@@ -21,6 +25,10 @@ class Arguments:
     width: Annotated[float, between(0.01, 100, "multiplier of the channels")] = 1.0
     resolution: Annotated[int | None, between(1, 16_384, "side of the input in px; null: the baseline's own")] = None
     batch_size: Annotated[int, between(1, 65_536, "of the training step whose memory is given")] = 64
+    latency: Annotated[bool, Field(description="measure the time of one image; else it is shown where it is known")] = (
+        False
+    )
+    workspace: Annotated[Directory, Field(description="latencies are kept in it")] = Path("workspace")
 
 
 def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
@@ -35,12 +43,13 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     if arguments.resolution is not None:
         network = replace(network, resolution=arguments.resolution)
     total = cost(network)
+    profiler = Profiler(batch_size=arguments.batch_size, workspace=arguments.workspace, times=arguments.latency)
     answer = {
         "name": network.name,
         "macs": total.macs,
         "params": total.params,
         "activations": total.activations,
-        **Profiler(batch_size=arguments.batch_size).footprint(network)._asdict(),
+        **profiler.footprint(network)._asdict(),
         "batch_size": arguments.batch_size,
         "depth": arguments.depth,
         "width": arguments.width,
@@ -76,7 +85,7 @@ def _stages(network: Any) -> list[dict[str, Any]]:
 
 def _show(answer: Mapping[str, Any], out: Screen) -> None:
     from scalesearch.commands._family import footprint_words
-    from scalesearch.planning import uncounted_words
+    from scalesearch.cost import uncounted_words
 
     rows = [
         stage
@@ -96,5 +105,6 @@ def _show(answer: Mapping[str, Any], out: Screen) -> None:
     needs = footprint_words(answer)
     out.say(
         f"memory {needs['memory']} for one image, {needs['training_memory']} for a training step of "
-        f"{answer['batch_size']}; latency {needs['latency_ms']}"
+        f"{answer['batch_size']}; latency "
+        + (needs["latency_ms"] if answer["latency_ms"] is not None else "not measured (latency=true measures it)")
     )

@@ -19,22 +19,28 @@ EXAMPLE = "scalesearch plan baseline=mobilenetv2 budget.tolerance=0.05"
 
 
 def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
-    """The candidates with their cost and footprint, and the time that the search is expected to take."""
+    """The candidates with their cost and footprint at once, then the time that the search is expected to take.
+
+    Latencies are shown where they are known, and measured by `run`, or here where they decide something.
+    """
+    from scalesearch import search
     from scalesearch.planning import estimated_seconds, num_evaluations, planned, refuse_infeasible, summary
     from scalesearch.session import Session
     from scalesearch.study import StudySettings
 
     settings = StudySettings.of(groups)
-    plan, _ = planned(settings)
+    plan, profiler = planned(settings, measured=False)
     out.say(summary(plan, settings))
     for note in settings.description.notes:
         out.warn(note)
     evaluations, seconds = 0, 0.0
     if plan.candidates:
+        _show(out, plan)
+        plan = search.measured(plan, profiler)
+        _show_needs(out, plan)
         evaluations = num_evaluations(plan, settings)
         with Session(settings.workspace, settings.executor, out) as session:
             seconds = estimated_seconds(plan, settings, session)
-        _show(out, plan)
         out.say(
             f"about {evaluations} trainings by search={settings.search.name} ({len(plan.candidates)} candidates and "
             f"the 1x network); expected time on this machine: {duration(seconds)}"
@@ -88,11 +94,15 @@ def _values(settings: StudySettings, plan: Plan) -> dict[str, Any]:
 
 
 def _show(out: Screen, plan: Plan) -> None:
-    from scalesearch.commands._family import FOOTPRINT_COLUMNS
-
     rows = [_row(candidate) for candidate in (plan.baseline, *plan.candidates)]
     sizes = {"macs": "multiply-adds", "params": "params", "depth": "blocks", "resolution": "px", "also": "also"}
     out.table("Candidates", rows, COEFFICIENT_COLUMNS | sizes)
+
+
+def _show_needs(out: Screen, plan: Plan) -> None:
+    from scalesearch.commands._family import FOOTPRINT_COLUMNS
+
+    rows = [_row(candidate) for candidate in (plan.baseline, *plan.candidates)]
     out.table("What they need", rows, {"candidate": "network"} | FOOTPRINT_COLUMNS)
 
 

@@ -6,14 +6,17 @@ pass of one image: what the paper calls FLOPS, and half of what torch's counter 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 from scalesearch.cost.forward import check_training, forward
 from scalesearch.model import classifier, layers
 from scalesearch.network import AnyNetwork, Factory
+from scalesearch.text import listed, plural
 
 __all__ = ["Cost", "check_training", "computation", "cost", "needs_values", "stage_costs", "uncounted"]
+__all__ += ["uncounted_words"]
 
 
 @dataclass(frozen=True)
@@ -77,3 +80,11 @@ def computation(network: Factory) -> str:
 def needs_values(network: AnyNetwork) -> bool:
     """Whether the forward pass works only with real tensors: it branches on values, say."""
     return isinstance(network, Factory) and forward(network).real
+
+
+def uncounted_words(operations: Mapping[str, int]) -> list[str]:
+    """A line that names operations which no number of multiply-adds includes; none where there are none."""
+    if not operations:
+        return []
+    found = listed([f"{name} ({plural(number, 'call')})" for name, number in operations.items()])
+    return [f"not counted: {found}; their multiply-adds are in no number here, and no budget limits them"]

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from scalesearch.model import FactoryError, build, build_on_meta, unregistered
 from scalesearch.network import Factory
@@ -158,6 +157,8 @@ def _images(network: Factory, number: int, *, real: bool) -> Tensor:
 
 
 def _watched(module: nn.Module, network: Factory, *, real: bool) -> tuple[Any, _Watch, int]:
+    from torch.utils.flop_counter import FlopCounterMode  # for functions alone, as it takes a quarter of a second
+
     module.eval()
     images = _images(network, 1, real=real)
     watch = _Watch(module)
@@ -201,8 +202,16 @@ _ORDINARY = {"aten", "prim", "prims", "profiler", "inductor_prims", "higher_orde
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operation below autograd. A matrix product is a layer where a factor is made of weights alone."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nothing is compiled here, and to be skipped torch would import its compiler first, for two seconds."""
+        return False
+
     def __init__(self, module: nn.Module) -> None:
+        from torch.utils.flop_counter import flop_registry
+
         super().__init__()  # type: ignore[no-untyped-call]
+        self._counted = flop_registry
         self.activations = 0
         self.uncounted: Counter[str] = Counter()
         self.operations: list[Any] = []
@@ -220,7 +229,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._kept += made
         elif name in _CONVOLUTIONS or (name in _PRODUCTS and any(of_weights[-2:])):
             self.activations += sum(tensor.numel() for tensor in made[:1])
-        if name.startswith("aten::") and operation._overloadpacket in flop_registry:
+        if name.startswith("aten::") and operation._overloadpacket in self._counted:
             pass
         elif name.partition("::")[0] not in _ORDINARY or _NOT_COUNTED.fullmatch(name) or _is_outer(name, given, made):
             self.uncounted[name.replace("::", ".")] += 1
