@@ -290,7 +290,8 @@ def _run(command: str, composed: DictConfig, as_json: bool) -> int:
             gc.freeze()
             gc.enable()
         screen = Screen(as_json=as_json)
-        with redirect_stdout(sys.stderr) if as_json else nullcontext():  # a user's network may print
+        # A user's network may print.
+        with redirect_stdout(sys.stderr) if as_json else nullcontext(), screen.warnings():
             arguments, groups = request(module, composed)
             with LISTENER.working():
                 return int(module.run(arguments, groups, screen))

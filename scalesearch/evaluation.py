@@ -7,6 +7,7 @@ executor, and each result is in the ledger before anybody else sees it.
 from __future__ import annotations
 
 import datetime
+import logging
 import math
 import time
 from collections import Counter
@@ -61,6 +62,7 @@ class Outcome(NamedTuple):
     """What became of an evaluation. `result` is None where it failed, and `reason` says why.
 
     precision: what it was trained in, "float32" or "bfloat16"; "" where that was not recorded.
+    machine: the version of torch, and "cpu" or the GPU's name; "" where that was not recorded.
     """
 
     evaluation: Evaluation
@@ -68,6 +70,7 @@ class Outcome(NamedTuple):
     reason: str
     reused: bool
     precision: str = ""
+    machine: str = ""
 
 
 class Work(NamedTuple):
@@ -204,26 +207,34 @@ class Evaluator:
     def test(self, evaluations: Sequence[Evaluation]) -> list[dict[str, float]]:
         """test_accuracy, test_loss and num_test of finished evaluations, from the weights they left.
 
-        The test split is scored once for each; after that the ledger answers.
+        The test split is scored once for each; after that the ledger answers. Where weights are missing or damaged,
+        the training is done again.
 
         Raises:
-            ValueError: the weights are missing.
+            ValueError: it has failed this time.
         """
         futures: dict[str, Future[dict[str, Any]]] = {}
         keys = [evaluation_key({"test_of": evaluation.key}) for evaluation in evaluations]
         for key, evaluation in zip(keys, evaluations, strict=True):
+            self._have_weights(evaluation, scored=self._ledger.get(key) is not None)
+        for key, evaluation in zip(keys, evaluations, strict=True):
             if key not in futures and self._ledger.get(key) is None:
-                weights = self._ledger.weights_path(evaluation.key)
-                if not weights.exists():
-                    raise ValueError(
-                        f"the weights of a finished evaluation are missing ({weights}); remove its record "
-                        f"{weights.with_suffix('.json').name} beside it and run the same command: it is trained again"
-                    )
                 futures[key] = self._executor.submit(worker.test_specification, self._for_worker(evaluation))
         for key, evaluation in zip(keys, evaluations, strict=True):
             if (future := futures.pop(key, None)) is not None:
                 self._put(key, {"test_of": evaluation.key}, result=future.result())
         return [record["result"] for key in keys if (record := self._ledger.get(key)) is not None]
+
+    def _have_weights(self, evaluation: Evaluation, *, scored: bool) -> None:
+        """Train once more what has left no weights that can be used; scored ones may have been removed."""
+        why = self._ledger.why_no_weights(evaluation.key)
+        if why is None or (scored and not self._ledger.weights_path(evaluation.key).exists()):
+            return
+        logging.getLogger(__name__).warning(f"{why}; it is trained again")
+        self._ledger.forget(evaluation.key)
+        for outcome in self.run([evaluation]):
+            if outcome.result is None:
+                raise ValueError(f"{why}, and its training has failed this time: {outcome.reason}")
 
     def _submit(self, evaluation: Evaluation, claim: Claim) -> Future[dict[str, Any]]:
         try:
@@ -256,12 +267,12 @@ class Evaluator:
             return None
         key = replace(evaluation, recipe=replace(evaluation.recipe, metric=None)).key
         record, weights = self._ledger.get(key), self._ledger.weights_path(key)
-        if record is None or record["state"] != "finished" or not weights.exists():
+        if record is None or record["state"] != "finished" or self._ledger.why_no_weights(key) is not None:
             return None
         return {"result": record["result"], "environment": record["environment"], "weights": str(weights.absolute())}
 
     def _recorded(self, evaluation: Evaluation) -> Outcome | None:
-        record = self._ledger.get(evaluation.key)
+        record = read_record(self._ledger, evaluation.key)
         return None if record is None else _outcome(evaluation, record, reused=True)
 
     def _record(self, evaluation: Evaluation, claim: Claim, future: Future[dict[str, Any]]) -> Outcome:
@@ -281,6 +292,7 @@ class Evaluator:
         result: dict[str, Any] | None = None,
         environment: dict[str, str] | None = None,
         reason: str | None = None,
+        weights_sha256: str | None = None,
     ) -> dict[str, Any]:
         record = {
             "key": key,
@@ -291,9 +303,22 @@ class Evaluator:
             "reason": reason,
             "recorded_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "environment": environment or {},
-        }
+        } | ({} if weights_sha256 is None else {"weights_sha256": weights_sha256})
         self._ledger.put(key, record)
         return record
+
+
+def read_record(ledger: Ledger, key: str) -> dict[str, Any] | None:
+    """The record of a training, or None where the ledger has none with which anything can be done."""
+    record = ledger.get(key)
+    try:
+        if record is not None and record["state"] == "finished":
+            Result.from_json(record["result"])
+            _ = record["specification"]["network"], record["environment"].get("precision")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        ledger.doubt(key, error)
+        return None
+    return record
 
 
 def counts(outcomes: Iterable[Outcome]) -> dict[str, int]:
@@ -319,6 +344,15 @@ def mixed_precision(outcomes: Iterable[Outcome]) -> str | None:
     )
 
 
+def mixed_machines(outcomes: Iterable[Outcome]) -> str | None:
+    """A warning where what is compared was trained with different versions of torch or on different devices."""
+    found = Counter(one.machine for one in outcomes if one.result is not None and one.machine)
+    if len(found) < 2:
+        return None
+    parts = listed([f"{number} with {name}" for name, number in sorted(found.items())])
+    return f"of the trainings that are compared here {parts} were made: their numbers may differ by that, as by a seed"
+
+
 _END: Any = object()
 _MOST_TIMED = 6  # networks of a plan; others are taken to be as fast per multiply-add as the nearest of these
 
@@ -333,4 +367,8 @@ def _outcome(evaluation: Evaluation, record: Mapping[str, Any], *, reused: bool)
         return Outcome(evaluation, None, record["reason"] or "", reused)
     # Recorded since a timing decides "auto"; of older trainings known where the recipe asked for one.
     precision = record["environment"].get("precision", evaluation.recipe.precision or "")
-    return Outcome(evaluation, Result.from_json(record["result"]), "", reused, str(precision))
+    environment = record["environment"]
+    machine = (
+        f"torch {environment['torch']} on {environment['device']}" if {"torch", "device"} <= environment.keys() else ""
+    )
+    return Outcome(evaluation, Result.from_json(record["result"]), "", reused, str(precision), machine)

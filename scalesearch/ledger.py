@@ -4,7 +4,9 @@ The ledger is the truth of a workspace; Optuna's storage and MLflow are views th
 per evaluation, in `<workspace>/evaluations/ab/<key>.json` (ab: the first two digits of the key), beside its weights:
 
     {"key", "version", "specification": {...}, "state": "finished" | "failed", "result": {...} | null,
-     "reason": str | null, "recorded_at": ISO 8601, "environment": {...}}
+     "reason": str | null, "recorded_at": ISO 8601, "environment": {...}, "digest": of all that stands before it}
+
+A record that is damaged, or was edited, is none: its evaluation is done again, and a warning names the file.
 
 A record is there whole or not at all, so a resumed search is the same command once more. The locks are the kernel's
 (`flock`): they end with the process that has them, however it ends, and no stale file can lock anybody out.
@@ -16,6 +18,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -26,6 +29,8 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from scalesearch.text import one_line
 
 VERSION = 1
 """Part of every key. Raised when training changes meaning: older records are then no longer found, and stay on disk."""
@@ -84,30 +89,36 @@ class Ledger:
     def __init__(self, workspace: Path) -> None:
         self.workspace = Path(workspace)
         self._directory, self._initial = self.workspace / "evaluations", self.workspace / "initial"
+        self._doubted: set[str] = set()
         for leftover in (*self._directory.glob(f"*/.*{_TEMPORARY}"), *self._initial.glob(f".*{_TEMPORARY}")):
             with contextlib.suppress(FileNotFoundError):  # its writer, or another driver that sweeps, was faster
                 if time.time() - leftover.stat().st_mtime > 3600:
                     leftover.unlink()
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The record of an evaluation, or None where it has none yet.
-
-        Raises:
-            ValueError: the file is damaged; it names the file and the way out.
-        """
+        """The record of an evaluation, or None where it has none: not yet, or none that is whole."""
         path = self._path(key, ".json")
         try:
-            content = path.read_bytes()
+            record = json.loads(_content(path))
+            _check_record(key, record)
+            digest = record.pop("digest", None)  # records from before there were digests have none
+            if digest is not None and digest != _digest(record):
+                raise ValueError("it was changed since it was written")
         except FileNotFoundError:
             return None
-        try:
-            record = json.loads(content)
-            _check_record(key, record)
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-            raise ValueError(
-                f"{path} is damaged ({error}); delete that file and run the same command: this evaluation is done again"
-            ) from error
+        except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+            self.doubt(key, error)
+            return None
         return dict(record)
+
+    def doubt(self, key: str, why: Exception) -> None:
+        """Warn, once, that what the record of an evaluation says cannot be used."""
+        if key not in self._doubted:
+            self._doubted.add(key)
+            logging.getLogger(__name__).warning(
+                f"{self._path(key, '.json')} is damaged, or was edited ({one_line(why)[:200]}): it counts as not done, "
+                "and the command that trains it does it again"
+            )
 
     def put(self, key: str, record: Mapping[str, object]) -> None:
         """Record an evaluation; when this returns, the record survives a power cut. An older record is replaced.
@@ -116,7 +127,8 @@ class Ledger:
             ValueError: it is not a record of this key, or not plain JSON (nan and inf are not).
         """
         _check_record(key, record)
-        write_atomic(self._path(key, ".json"), canonical_json(dict(record)).encode() + b"\n")
+        whole = dict(record) | {"digest": _digest(record)}
+        write_atomic(self._path(key, ".json"), canonical_json(whole).encode() + b"\n")
 
     def remove(self, key: str) -> None:
         """Take the record of a failed evaluation away, so that it is tried again; nothing happens where there is none.
@@ -132,6 +144,27 @@ class Ledger:
         path = self._path(key, ".json")
         path.unlink(missing_ok=True)
         _sync_directory(path.parent)
+
+    def forget(self, key: str) -> None:
+        """Take the record of an evaluation and its weights away, so that it is done again."""
+        for suffix in (".json", ".safetensors"):
+            self._path(key, suffix).unlink(missing_ok=True)
+
+    def why_no_weights(self, key: str) -> str | None:
+        """Why the weights of a finished evaluation cannot be used, naming the file; None where they can.
+
+        Where the record has their digest, it is compared with the file's; older records have none.
+        """
+        path, record = self.weights_path(key), self.get(key) or {}
+        try:
+            found = hashlib.sha256(_content(path)).hexdigest()
+        except FileNotFoundError:
+            return f"the weights of a finished evaluation are missing ({path})"
+        except ValueError as error:
+            return f"the weights {path} cannot be read: {error}"
+        if record.get("weights_sha256") not in (None, found):
+            return f"the weights {path} are damaged: they were changed since they were written"
+        return None
 
     def weights_path(self, key: str) -> Path:
         """Where the trained weights of an evaluation belong; the directory may not be there yet."""
@@ -203,6 +236,19 @@ class Measured:
         return {}
 
 
+def _content(path: Path) -> bytes:
+    """What a file has. Raises: FileNotFoundError; ValueError where it is no file: a pipe is never opened."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no file")
+    return path.read_bytes()
+
+
+def _digest(record: Mapping[str, object]) -> str:
+    return hashlib.sha256(
+        canonical_json({name: one for name, one in record.items() if name != "digest"}).encode()
+    ).hexdigest()
+
+
 def _check_record(key: str, record: Mapping[str, object]) -> None:
     if not isinstance(record, Mapping):
         raise ValueError("a record must be a table")
@@ -210,6 +256,11 @@ def _check_record(key: str, record: Mapping[str, object]) -> None:
         raise ValueError(f"its key is {record.get('key')!r}, and must be {key!r}")
     if record.get("state") not in ("finished", "failed"):
         raise ValueError(f"its state is {record.get('state')!r}, and must be 'finished' or 'failed'")
+    if not isinstance(record.get("result"), Mapping) and record["state"] == "finished":
+        raise ValueError("it is finished, and has no result")
+    specification = record.get("specification")
+    if not isinstance(specification, dict) or evaluation_key(specification) != key:
+        raise ValueError("its specification is not that of its key")
 
 
 class Claim:

@@ -6,6 +6,7 @@ With `--json` all of it goes to standard error, and standard output has one JSON
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,9 +20,20 @@ from rich.table import Table
 from rich.text import Text
 
 from scalesearch.evaluation import Outcome
-from scalesearch.text import duration, percent
+from scalesearch.text import duration, percent, printable
 
 Row = Mapping[str, Any]
+
+
+class _Warnings(logging.Handler):
+    """Log records as lines of a screen."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(logging.WARNING)
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._screen.warn(record.getMessage())
 
 
 class Screen:
@@ -35,7 +47,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """A line of words, printed as it is."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, soft_wrap=True)
 
     def markdown(self, text: str) -> None:
         """Markdown, drawn where there is a terminal, and as it is where there is none."""
@@ -48,7 +60,23 @@ class Screen:
 
     def warn(self, text: str) -> None:
         """A line that something is not as it should be, on standard error."""
-        print(f"scalesearch: {text}", file=sys.stderr)
+        print(f"scalesearch: {printable(text)}", file=sys.stderr)
+
+    @contextmanager
+    def warnings(self) -> Iterator[None]:
+        """What modules of this package warn of through `logging` is shown as `warn` does, and never dropped."""
+        ours = logging.getLogger("scalesearch")
+        for name, logger in logging.root.manager.loggerDict.items():
+            if name.startswith("scalesearch") and isinstance(logger, logging.Logger):
+                logger.disabled = False  # Hydra switches off what was there before it
+        handler = _Warnings(self)
+        before, ours.level = ours.level, logging.WARNING
+        ours.addHandler(handler)
+        try:
+            yield
+        finally:
+            ours.removeHandler(handler)
+            ours.setLevel(before)
 
     def answer(self, values: Mapping[str, Any]) -> None:
         """The JSON object of the command, with `--json`."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from scalesearch import pretrained
 from scalesearch.config import ExecutorChoice, Tracking
 from scalesearch.data import Data, DataSpec, load
-from scalesearch.evaluation import Evaluation, Evaluator, Outcome, Work, counts, mixed_precision
+from scalesearch.evaluation import Evaluation, Evaluator, Outcome, Work, counts, mixed_machines, mixed_precision
 from scalesearch.ledger import Ledger, lock_study
 from scalesearch.network import AnyNetwork
 from scalesearch.screen import Screen
@@ -197,7 +197,7 @@ class Session:
         nothing: why nothing was learnt, which is reported as well.
         """
         failed = [outcome for outcome in outcomes if outcome.result is None]
-        if (mixed := mixed_precision(outcomes)) is not None:
+        for mixed in filter(None, (mixed_precision(outcomes), mixed_machines(outcomes))):
             self.out.warn(mixed)
         if failed:
             first = failed[0].evaluation

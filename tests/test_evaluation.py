@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import children, recipe
+from conftest import case, children, recipe
 from tiny import DATA, DIGITS, TINY
 
 from scalesearch.evaluation import Evaluation, Evaluator, Outcome
 from scalesearch.executor import LocalExecutor
-from scalesearch.ledger import Ledger
+from scalesearch.ledger import Ledger, evaluation_key
 from scalesearch.training import Recipe
 
 pytestmark = pytest.mark.xdist_group("evaluation")  # they share two workers
@@ -211,7 +211,7 @@ def test_a_failed_one_is_not_tried_again_until_its_record_is_removed(evaluator: 
     assert outcome.result is None
     assert "diverged" in outcome.reason
     (again,) = evaluator.run([diverging])
-    assert again == (diverging, None, outcome.reason, True, "")
+    assert again == (diverging, None, outcome.reason, True, "", "")
     record = ledger.get(diverging.key)
     assert record is not None
     assert record["result"] is None  # no score
@@ -393,9 +393,48 @@ def test_the_test_split_is_scored_once(evaluator: Evaluator, ledger: Ledger) -> 
     assert evaluator.test(wanted) == first[:2]
 
 
-def test_weights_that_have_gone_are_named(evaluator: Evaluator, ledger: Ledger) -> None:
+def test_weights_that_are_missing_or_damaged_are_trained_again(
+    evaluator: Evaluator, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
     assert len(list(evaluator.run([evaluation(0)]))) == 1
     path = ledger.weights_path(evaluation(0).key)
-    path.unlink()
-    with pytest.raises(ValueError, match=rf"weights of a finished evaluation are missing \(.*{path.name}\)"):
-        evaluator.test([evaluation(0)])
+    content, record = path.read_bytes(), ledger.get(evaluation(0).key)
+    assert record is not None
+    scores = evaluator.test([evaluation(0)])
+    flipped = bytearray(content)
+    flipped[-1] ^= 1
+    for damaged, scored in ((None, False), (bytes(flipped), False), (bytes(flipped), True), (b"", True)):
+        with case(damaged and damaged[-5:], scored):
+            caplog.clear()
+            if damaged is None:
+                path.unlink()
+            else:
+                path.write_bytes(damaged)
+            if not scored:
+                ledger.forget(evaluation_key({"test_of": evaluation(0).key}))
+            assert evaluator.test([evaluation(0)]) == scores
+            assert path.read_bytes() == content
+            (message,) = caplog.messages
+            assert str(path) in message
+    path.write_bytes(bytes(8) + content[8:])
+    older = {name: value for name, value in record.items() if name != "weights_sha256"}
+    ledger.put(evaluation(0).key, older)
+    assert ledger.why_no_weights(evaluation(0).key) is None, "of an older record nothing is known"
+
+
+def test_a_record_with_which_nothing_can_be_done_is_done_again(
+    evaluator: Evaluator, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    (first,) = evaluator.run([evaluation(0)])
+    assert first.result is not None
+    record = ledger.get(evaluation(0).key) or {}
+    for wrong in ({}, {"val_accuracy": 1.0}, record["result"] | {"correct": 5}, record["result"] | {"more": 1}):
+        with case(wrong):
+            ledger.put(evaluation(0).key, record | {"result": wrong})
+            ledger._doubted.clear()
+            caplog.clear()
+            (outcome,) = evaluator.run([evaluation(0)])
+            assert not outcome.reused
+            assert outcome.result is not None
+            assert outcome.result.val_accuracy == first.result.val_accuracy
+            assert evaluation(0).key in caplog.messages[0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
+import re
 import shutil
 import socket
 import sqlite3
@@ -13,6 +15,7 @@ import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -50,6 +53,80 @@ def in_a_process(*words: str) -> tuple[int, str]:
 
 def lay(workspace: Path) -> None:
     shutil.copytree(RELEASED / "workspace" / "evaluations", workspace / "evaluations")
+
+
+# What is read back.
+
+
+def records(workspace: Path) -> dict[Path, dict[str, Any]]:
+    return {path: json.loads(path.read_bytes()) for path in (workspace / "evaluations").glob("*/*.json")}
+
+
+def test_zeroed_weights_and_edited_records_change_no_answer(place: Path, command: Callable[..., Ended]) -> None:
+    for path, record in records(place / "w").items():
+        if "test_of" in record["specification"]:
+            path.unlink()  # and so the weights, which are not there, are needed
+    words = (*WORDS, "workspace=w", "tracking=none", "--json")
+    first = command(*words)
+    assert first.code == 0, first.output
+    assert "are missing" in first.output
+    weights = sorted((place / "w" / "evaluations").glob("*/*.safetensors"))
+    assert len(weights) == 4, "two seeds of the chosen network and the 1x network"
+    (winner,) = [
+        path
+        for path, record in records(place / "w").items()
+        if path.with_suffix(".safetensors") == weights[0] and "digest" in record
+    ]
+    # The weights of one, the record of another, and all test scores.
+    size = weights[1].stat().st_size
+    with weights[1].open("r+b") as file:
+        header = 8 + int.from_bytes(file.read(8), "little")
+        file.seek(header)
+        file.write(bytes(size - header))
+    winner.write_bytes(re.sub(rb'"val_accuracy":0\.\d+', b'"val_accuracy":0.999', winner.read_bytes()))
+    for path, record in records(place / "w").items():
+        if "test_of" in record["specification"]:
+            path.unlink()
+    again = command(*words)
+    assert again.code == 0, again.output
+    for path in (winner, weights[1]):
+        assert str(path.relative_to(place)) in again.output
+    measured = ("evaluations", "latency_ms")
+    for name in ("chosen", "test_accuracy", "best"):
+        one, other = ({k: v for k, v in ended.answer[name].items() if k not in measured} for ended in (first, again))
+        assert one == other
+
+
+@pytest.mark.slow
+def test_every_damage_of_a_study_is_one_message_or_mended(place: Path, command: Callable[..., Ended]) -> None:
+    words = (*WORDS, "workspace=w", "tracking=none")
+    assert command(*words).code == 0
+    study = place / "w" / "studies" / "released"
+    whole = {path: path.read_bytes() for path in study.iterdir() if path.is_file()}
+    damages: dict[str, Callable[[bytes], bytes]] = {
+        "torn": lambda content: content[: len(content) // 2],
+        "zeroed": lambda content: bytes(len(content)),
+        "empty": lambda content: b"",
+        "another": lambda content: b'["x", {"y": 1}]',
+    }
+    for path, content in whole.items():
+        for name, damage in damages.items():
+            with case(path.name, name):
+                path.write_bytes(damage(content))
+                for reader in ("status", "report"):
+                    ended = command(reader, "study=released", "workspace=w")
+                    assert ended.code in (0, 2), ended.output
+                    assert ended.code == 0 or len(ended.output.splitlines()) == 1, ended.output
+        path.write_bytes(damage(content))
+        again = command(*words)
+        if path.name == "settings.yaml":  # whose study it is cannot be known
+            assert again.code == 2
+            assert str(path.relative_to(place)) in again.output
+            path.write_bytes(content)
+            continue
+        assert again.code == 0, again.output
+        assert path.read_bytes() == content or path.name in ("environment.json", "result.json", "report.md")
+        path.write_bytes(content)
 
 
 # Places.

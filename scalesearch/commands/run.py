@@ -64,7 +64,7 @@ class Arguments:
 
 def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     """Section 3.3 of arXiv:1905.11946: search at phi = 1, choose, scale."""
-    from scalesearch.evaluation import counts, mixed_precision
+    from scalesearch.evaluation import counts, mixed_machines, mixed_precision
     from scalesearch.run import search_and_scale
     from scalesearch.session import Session
     from scalesearch.study import NothingLearnt, StudySettings
@@ -93,7 +93,8 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
         _show_nothing(out, settings, answer)
     else:
         _show(out, settings, answer)
-    if mixed := mixed_precision(one for one in outcomes if one.evaluation.recipe == settings.recipe):
+    whole = [one for one in outcomes if one.evaluation.recipe == settings.recipe]
+    for mixed in filter(None, (mixed_precision(whole), mixed_machines(whole))):
         out.warn(mixed)
     if answer.waiting:
         out.warn(answer.waiting)

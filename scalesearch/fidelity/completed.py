@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from scalesearch.cost import cost
-from scalesearch.evaluation import Evaluation
+from scalesearch.evaluation import Evaluation, read_record
 from scalesearch.network import AnyNetwork, Factory
 from scalesearch.scaling import scale
 from scalesearch.search import BASELINE, Candidate
@@ -120,7 +120,7 @@ def _made_again(
     shared: set[tuple[str, str | None]] = set()
     for row in study.finished_rows:
         name, seed = str(row["candidate"]), int(row["seed"])
-        record = study.ledger.get(str(row["key"]))
+        record = read_record(study.ledger, str(row["key"]))
         if record is None or record["state"] != "finished":
             raise ValueError(
                 f"{name} seed {seed} of study {study.name!r} is not in the ledger of {study.workspace}; the study's "

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from scalesearch.cost import cost
-from scalesearch.evaluation import Evaluation, Work
+from scalesearch.evaluation import Evaluation, Work, read_record
 from scalesearch.fidelity.completed import CompletedStudy, FidelityRequest, num_images
 from scalesearch.network import AnyNetwork
 from scalesearch.scaling import patch_of, round_resolution, scale
@@ -112,7 +112,7 @@ def estimate(completed: CompletedStudy, references: Sequence[ReferenceTraining],
     """See `CostEstimate`; nothing is trained, and only where something is left some networks are timed."""
     unique = {one.evaluation.key: one for one in references}
     settings = completed.settings
-    known = {key: session.ledger.get(key) for key in unique}
+    known = {key: read_record(session.ledger, key) for key in unique}
     recorded = {
         key for key, one in known.items() if one is not None and not (session.retry and one["state"] == "failed")
     }

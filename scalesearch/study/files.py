@@ -16,7 +16,7 @@ from scalesearch.budget import Footprint
 from scalesearch.config import Groups, from_yaml, network_of, to_yaml
 from scalesearch.cost import Cost
 from scalesearch.data import Data, load
-from scalesearch.evaluation import Evaluation, Outcome
+from scalesearch.evaluation import Evaluation, Outcome, read_record
 from scalesearch.ledger import Ledger, evaluation_key, is_locked, write_atomic
 from scalesearch.network import AnyNetwork, from_table
 from scalesearch.scaling import Coefficients, Rounding, scale
@@ -191,7 +191,7 @@ class Study:
     def records(self) -> dict[tuple[str, int], Json]:
         """What the ledger has of trainings of the whole recipe, by candidate and seed."""
         whole = [row for row in self.evaluations if "epochs" not in row]
-        records = {(row["candidate"], row["seed"]): self.ledger.get(row["key"]) for row in whole}
+        records = {(row["candidate"], row["seed"]): read_record(self.ledger, row["key"]) for row in whole}
         return {place: record for place, record in records.items() if record is not None}
 
     @cached_property
@@ -236,7 +236,7 @@ class Study:
         """
         done, failures, accuracies = 0, [], dict[str, list[float]]()
         for row in self.evaluations:
-            record = self.ledger.get(row["key"])
+            record = read_record(self.ledger, row["key"])
             if record is None:
                 continue
             if record["state"] == "finished":
@@ -264,7 +264,8 @@ class Study:
     @property
     def metric(self) -> str | None:
         """What it chooses by; None is accuracy."""
-        found = self.values["recipe"].get("metric")
+        with self._undamaged():
+            found = self.values["recipe"].get("metric")
         return None if found is None else str(found)
 
     def trained(self, name: str) -> TrainedCandidate:
@@ -278,9 +279,14 @@ class Study:
         if name not in keys:
             known = f"chosen, {', '.join(list(keys)[:3])} to {list(keys)[-1]}"
             raise ValueError(f"candidate is {name!r}; study {self.name!r} has {known}")
-        record, weights = self.ledger.get(keys[name]), self.ledger.weights_path(keys[name])
+        record, weights = read_record(self.ledger, keys[name]), self.ledger.weights_path(keys[name])
         if record is None or record["state"] != "finished" or not weights.exists():
             raise ValueError(f"candidate {name} of study {self.name!r} has no trained weights of seed 0")
+        if (why := self.ledger.why_no_weights(keys[name])) is not None:
+            raise ValueError(
+                f"{why}. Remove that file and {weights.with_suffix('.json').name} beside it, and give the study's "
+                "`scalesearch run` command again: it is trained again"
+            )
         described, made = record["specification"]["network"], f"{self.name}_{name}"
         if "factory" in described:  # the ledger has what it makes, and not the multipliers that it was given
             network, rounding = self.settings.proxy_network

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,13 @@ def run_specification(specification: dict[str, Any]) -> dict[str, Any]:
     )
     values = result.to_json()
     chosen = {"precision": specification["precision"], "kernels": values.pop("kernels", "off")}
-    return {"result": values, "environment": environment() | chosen}
+    digest = _sha256(specification["weights"])
+    return {"result": values, "environment": environment() | chosen, "weights_sha256": digest}
+
+
+def _sha256(path: str) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _scored_anew(specification: dict[str, Any], data: Data) -> dict[str, Any]:
@@ -52,7 +59,8 @@ def _scored_anew(specification: dict[str, Any], data: Data) -> dict[str, Any]:
     _, correct, scored = assess(model, network, _recipe(specification), data, split="val", device=place)
     save_weights(model, weights)
     result = dataclasses.replace(before, correct=correct, **scores(correct, scored))
-    return {"result": result.to_json(), "environment": trained["environment"]}
+    answer = {"result": result.to_json(), "environment": trained["environment"]}
+    return answer | {"weights_sha256": _sha256(specification["weights"])}
 
 
 def test_specification(specification: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import hashlib
 from dataclasses import replace
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from scalesearch.data.datasets.fashion_mnist import source as fashion_mnist
@@ -54,12 +54,24 @@ def _rendered(spec: DataSpec, garments: Tensor, index: Tensor, split: str, log: 
     what = hashlib.sha256(f"{VERSION} {split} ".encode() + index.numpy().astype("<i8").tobytes())
     path = cache_directory(spec) / spec.name / f"{split}-{len(index)}-{what.hexdigest()[:16]}.safetensors"
     try:
-        return Scenes(**load_file(path))
+        with safe_open(path, framework="pt") as file:
+            known = Scenes(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            digest = (file.metadata() or {}).get("digest")
+        if digest in (None, _digest(known)):  # a cache from before there were digests has none
+            return known
+        log(f"{path} is damaged; it is rendered again")
     except (OSError, SafetensorError, TypeError):
         if len(index) > 20_000:
             log(f"rendering {len(index):,} scenes, once: about {round(len(index) / 1500)} s")
     made = render(garments, index, split)
     path.parent.mkdir(parents=True, exist_ok=True)
     with appearing(path) as part:
-        save_file(made._asdict(), part)
+        save_file(made._asdict(), part, {"digest": _digest(made)})
     return made
+
+
+def _digest(scenes: Scenes) -> str:
+    whole = hashlib.sha256()
+    for tensor in scenes:
+        whole.update(tensor.numpy().tobytes())
+    return whole.hexdigest()
