@@ -104,21 +104,28 @@ def _shortened(arguments: list[str]) -> tuple[str, list[str]]:
     words = [
         word.replace("experiments=", "experiment=", 1) if word.startswith("experiments=") else word for word in words
     ]
-    words = [f"recipe.{word}" if word.startswith("metric=") else word for word in words]
+    if "fidelity" not in (command, *words[:1]):  # which has no recipe of its own
+        words = [f"recipe.{word}" if word.startswith("metric=") else word for word in words]
     if command == "init" and words and "=" not in words[0] and not words[0].startswith("-"):
         words[0] = f"name={words[0]}"
     words = [word for given in words for word in _of_timm(given)]
     named = any(word.startswith("baseline=") for word in words)
     functions = [word.partition("=")[2] for word in words if word.startswith("baseline.factory=")]
     if functions and not named:
-        words.append("baseline=timm" if functions[-1].startswith("timm:") else "baseline=factory")
+        from scalesearch.workspace import is_timm
+
+        words.append("baseline=timm" if is_timm(functions[-1]) else "baseline=factory")
     return command, words
 
 
 def _of_timm(word: str) -> list[str]:
     """`baseline=timm:convnext_atto`, which is no choice of the group but a network of its choice `timm`."""
-    names = word.partition("=")[2].split(",") if word.startswith("baseline=") else []
-    of_timm = [name.startswith("timm:") for name in names]
+    if not word.startswith("baseline="):
+        return [word]
+    from scalesearch.workspace import is_timm
+
+    names = word.partition("=")[2].split(",")
+    of_timm = [is_timm(name) for name in names]
     if not any(of_timm):
         return [word]
     if not all(of_timm):

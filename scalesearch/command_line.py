@@ -10,7 +10,7 @@ from typing import Any
 from scalesearch.compose import own_values
 from scalesearch.config import from_yaml
 from scalesearch.text import override
-from scalesearch.workspace import conf_dir
+from scalesearch.workspace import conf_dir, is_timm
 
 _GROUPS = ("baseline", "proxy", "rounding", "budget", "grid", "search", "recipe", "data", "selection")
 
@@ -39,7 +39,7 @@ def _nearest_choice(group: str, wanted: Mapping[str, Any], *, first: str) -> tup
     files = {path.stem: path for path in sorted((conf_dir() / group).glob("*.yaml"))}
     named = wanted.get("name")
     if "factory" in wanted:
-        named = "timm" if str(wanted["factory"]).startswith("timm:") else "factory"
+        named = "timm" if is_timm(wanted["factory"]) else "factory"
     names = [named] if named in files else sorted(files, key=lambda name: (name != first, name))
     shipped = {name: files[name] for name in names if "@package _global_" not in files[name].read_text()}
     found = [(name, _differing(group, from_yaml(path), wanted)) for name, path in shipped.items()]

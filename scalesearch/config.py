@@ -27,13 +27,14 @@ from scalesearch.checks import between, checked, known, parse, value
 from scalesearch.cost import check_training, cost
 from scalesearch.data import DataSpec, Description, describe
 from scalesearch.executor import EXECUTORS
-from scalesearch.model import is_timm, of_timm, trust
+from scalesearch.model import of_timm, trust
 from scalesearch.network import AnyNetwork, Factory, checked_yaml, from_table
 from scalesearch.probing import proxied, with_grain
 from scalesearch.scaling import Proxy, Rounding
 from scalesearch.search import STRATEGIES, Grid, Strategy
 from scalesearch.text import near, one_line, plural
 from scalesearch.training import ACCURACY, Recipe, metrics
+from scalesearch.workspace import is_timm
 
 METRIC = Literal["macs", "params", "memory", "training_memory", "latency_ms", "activations", "train_seconds"]
 _GRID_POINTS = 200_000

@@ -189,6 +189,16 @@ def typed(*words: str) -> str:
     return shlex.join(["scalesearch", *words])
 
 
+def metric_title(metric: str) -> str:
+    """How a metric is called in sentences and on figures, by its name or the last part of "module:function".
+
+    >>> metric_title("balanced_accuracy"), metric_title("auroc"), metric_title("my_metrics:f1")
+    ('balanced accuracy', 'AUROC', 'f1')
+    """
+    name = metric.rpartition(":")[2]
+    return {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}.get(name, name)
+
+
 def override(key: str, value: object) -> str:
     """`key=value` as Hydra reads it; a shell may need it quoted once more, as `typed` does.
 

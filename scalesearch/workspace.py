@@ -165,8 +165,16 @@ def _study_name(given: object) -> str:
     return str(given)
 
 
+TIMM = "timm:"  # before the name of a network, or of weights, of that library
+
+
+def is_timm(function: object) -> bool:
+    """Whether a factory names a network of timm, and no function of the user's."""
+    return str(function).startswith(TIMM)
+
+
 def _initial_weights(given: object) -> str:
-    library = isinstance(given, str) and re.fullmatch(r"timm:[\w.]+(@.+)?|torchvision:[\w.]+", given)
+    library = isinstance(given, str) and re.fullmatch(rf"{TIMM}[\w.]+(@.+)?|torchvision:[\w.]+", given)
     path = str(given).partition("@")[2] if library else given
     if not library and not (isinstance(given, str) and given.endswith(".safetensors") and "\0" not in given):
         raise ValueError("it must be null, timm:NAME, torchvision:NAME, or the path of a .safetensors file")

@@ -16,6 +16,7 @@ from PIL import Image
 
 from scalesearch import figures
 from scalesearch.figures.study import accuracy_against_macs, coefficients_parallel, family_cost, split_triangle
+from scalesearch.training import named
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -259,9 +260,25 @@ def test_a_title_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("draw", ["accuracy_against_macs", "coefficients_parallel"])
+def test_a_figure_of_another_metric_has_its_name(draw: str) -> None:
+    drawing, table = figures.FIGURES[draw], CASES["usual"]["candidates"]
+    usual = drawing.data(table)
+    for metric, title in {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy", "own:recall": "recall"}.items():
+        numbers = drawing.data(named(table, metric))
+        for name, values in numbers._asdict().items():
+            if name not in ("score", "axes"):
+                assert np.array_equal(values, getattr(usual, name))
+        words = texts(drawing.draw(numbers))
+        assert f"validation {title} (%)" in words
+        assert not any("accuracy" in one.replace("balanced accuracy", "") for one in words)
+
+
+@pytest.mark.parametrize("draw", ["accuracy_against_macs", "coefficients_parallel"])
 def test_a_figure_without_any_accuracy_says_so(draw: str) -> None:
     drawing = figures.FIGURES[draw]
-    assert "no candidate has an accuracy" in texts(drawing.draw(drawing.data(CASES["all failed"]["candidates"])))
+    assert "no candidate has a finished training" in texts(
+        drawing.draw(drawing.data(CASES["all failed"]["candidates"]))
+    )
 
 
 @pytest.mark.parametrize(

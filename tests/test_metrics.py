@@ -21,6 +21,7 @@ from tiny import TINY, changed, fit
 
 from scalesearch.evaluation import Evaluation
 from scalesearch.selection import Shuffled, unlearnt
+from scalesearch.text import metric_title
 from scalesearch.training import Recipe, Result, loop, metrics, objective
 from scalesearch.workspace import DONE, NOTHING_LEARNT
 
@@ -170,6 +171,30 @@ def mine(place: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "mine_metrics"
 
 
+def _is_compared_with_references_by_it(metric: str, place: Path, command: Callable[..., Ended]) -> None:
+    words = ("reproduce", "fidelity", "study=s", "candidates=2", "seeds=1", "factor=1.34", "tracking=none", "--json")
+    named = [f"metric={metric}"] if ":" in metric else []
+    metrics._trusted.clear()  # as another command finds it
+    if named:
+        for wrong in ([], ["metric=mine_metrics:raises"]):
+            refused = command(*words, *wrong)
+            assert refused.code == 2
+            assert f"Name it yourself: metric={metric}" in refused.output
+    else:
+        assert "leave it out" in command(*words, "metric=mine_metrics:recall").output
+    code, answer, message = command(*words, *named)
+    assert code == DONE, message
+    assert f"Means of validation {metric_title(metric)}" in message
+    assert (f"metric={metric}" in answer["fidelity"]["command"]) == bool(named)
+    table = pd.read_csv(place / "fidelity-epochs-1.34.csv").groupby(["side", "candidate"])[f"val_{name_of(metric)}"]
+    for row in answer["fidelity"]["table"]:
+        for side in ("proxy", "reference"):
+            assert table.mean()[side, row["candidate"]] == pytest.approx(row[f"{side}_accuracy_mean"])
+
+
+name_of = metrics.metric_name
+
+
 @pytest.mark.parametrize("metric", ["balanced_accuracy", "auroc", "mine_metrics:recall"])
 def test_a_search_chooses_by_it_and_calls_it_by_its_name(
     metric: str,
@@ -189,7 +214,7 @@ def test_a_search_chooses_by_it_and_calls_it_by_its_name(
     means = trials.groupby("candidate")[f"val_{name}"].mean()
     assert means.to_numpy() == pytest.approx(candidates.loc[means.index, f"val_{name}_mean"].to_numpy())
     assert means.drop("baseline").max() == pytest.approx(answer["best"][f"val_{name}_mean"])
-    title = metrics.metric_title(metric)
+    title = metric_title(metric)
     assert f"test {title}: " in message
     assert f"{title} with the labels of the validation images shuffled" in message
     again = command("run", *words)
@@ -198,6 +223,7 @@ def test_a_search_chooses_by_it_and_calls_it_by_its_name(
     assert status.answer["best"][f"val_{name}_mean"] == pytest.approx(answer["best"][f"val_{name}_mean"])
     code, _, message = command("report", "study=s", "--json")
     assert code == DONE, message
+    _is_compared_with_references_by_it(metric, place, command)
     assert f"Accuracy is {title} on this page" in (place / "report.md").read_text()
 
 

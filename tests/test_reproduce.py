@@ -126,12 +126,23 @@ def test_tuned_networks_start_from_what_the_same_seed_left(capsys: pytest.Captur
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_the_test_split_is_scored_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_the_test_split_is_scored_where_it_is_asked_for_and_by_the_metric(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     words = ("figure8", *TINY, "recipe.seeds=1", "experiment.costs=[2]", f"workspace={tmp_path}")
-    assert call("reproduce", *words, "test=true") == NOTHING_LEARNT
+    assert call("reproduce", *words, "test=true", "metric=auroc", "--json") == DONE
     directory = tmp_path / "experiments" / "figure8"
-    assert pd.read_csv(directory / "results.csv")["test_accuracy"].between(0, 1).all()
-    assert "test accuracy (%)" in (directory / "README.md").read_text()
+    results, answer = pd.read_csv(directory / "results.csv"), json.loads(capsys.readouterr().out)
+    assert results["test_auroc"].between(0, 1).all()
+    assert read_summary(directory, "auroc")["val_accuracy_mean"].max() == max(
+        row["val_auroc_mean"] for row in answer["summary"]
+    )
+    assert "nan" not in answer["finding"]
+    assert "test AUROC (%)" in (directory / "README.md").read_text()
+    for figure in (directory / "figures").glob("*.svg"):
+        assert "validation AUROC (%)" in figure.read_text()
+    for path in (directory / "results.csv", directory / "summary.csv", *(directory / "figures").glob("*.svg")):
+        assert "accuracy" not in path.read_text()
 
 
 def test_a_killed_experiment_goes_on_where_it_was(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

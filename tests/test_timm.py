@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,6 +53,12 @@ def params(module: nn.Module) -> int:
 def forgotten() -> Iterator[None]:
     with factories.forgotten():
         yield
+
+
+def test_the_prefix_of_timms_names_stands_in_one_place() -> None:
+    root = Path(scalesearch.__file__).parent
+    literal = re.compile(r"""['"]timm:['"]""")
+    assert [path.name for path in root.rglob("*.py") if literal.search(path.read_text())] == ["workspace.py"]
 
 
 def test_at_depth_one_and_width_one_the_network_of_every_family_is_timms() -> None:

@@ -13,6 +13,7 @@ from scalesearch.workspace import Directory, StudyName
 if TYPE_CHECKING:
     from scalesearch.config import Groups
     from scalesearch.screen import Screen
+    from scalesearch.study import Study
 
 GROUPS = {
     "baseline": None,  # a study has its own; only a Python function is named again: baseline.factory=module:function
@@ -39,6 +40,9 @@ class Arguments:
     candidates: Annotated[
         int, between(2, 10_000, "the chosen one and others, spread evenly over the ranking of the study")
     ] = 5
+    metric: Annotated[
+        str | None, Field(description="the Python function that the study is judged by, where it is: named again")
+    ] = None
     seeds: Annotated[int | None, between(1, 1000, "of each; null: as many as the study's choice has, 2 at least")] = (
         None
     )
@@ -61,6 +65,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     from scalesearch.study import Study
 
     study = Study.read(arguments.workspace, arguments.study)
+    _trust_metric(arguments.metric, study)
     request = fidelity.FidelityRequest(
         study=study,
         against=arguments.against,
@@ -72,6 +77,25 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     )
     session = Session(arguments.workspace, groups.executor, out, study.directory, arguments.retry, groups.tracking)
     return fidelity.run(request, session)
+
+
+def _trust_metric(named: str | None, study: Study) -> None:
+    """Import the function by which the study's networks are judged, where the user has named it."""
+    from scalesearch.training import metrics
+
+    own = study.metric if ":" in (study.metric or "") else None
+    if own is None and named is not None:
+        raise ValueError(
+            f"metric is {named!r}; study {study.name!r} is judged by {study.metric or 'accuracy'}: leave it out"
+        )
+    if own is not None and named != own:
+        given = "" if named is None else f", and metric is {named!r}"
+        raise ValueError(
+            f"study {study.name!r} is judged by the function {own}{given}; only its file says so, and what a file "
+            f"names is not run. Name it yourself: metric={own}"
+        )
+    if own is not None:
+        metrics.trust(own)
 
 
 def _function(groups: Groups) -> str | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from scalesearch.checks import checked
-from scalesearch.text import count, override, percent, typed
+from scalesearch.text import count, metric_title, override, percent, typed
 from scalesearch.workspace import (
     ALL_FAILED,
     DONE,
@@ -113,7 +113,6 @@ def _show_nothing(out: Screen, settings: StudySettings, nothing: NothingLearnt) 
 def _show(out: Screen, settings: StudySettings, answer: Answer) -> None:
     """The candidates, the choice, its ties, test accuracies, the family, and where things are."""
     from scalesearch.commands._family import show_family
-    from scalesearch.training import metric_title
 
     values, chosen = answer.values, answer.values["chosen"]
     _show_decision(out, values)
@@ -164,8 +163,6 @@ def _show_counts(out: Screen, settings: StudySettings, counts: Mapping[str, int]
 
 
 def _show_candidates(out: Screen, settings: StudySettings, answer: Answer) -> None:
-    from scalesearch.training import metric_title
-
     confidence = f"{100 * settings.search.confidence:g} %"
     rows = [
         {

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -25,21 +24,18 @@ class Arguments:
     workspace: Directory = Path("workspace")
 
 
-def _mean(best: Mapping[str, Any]) -> float:
-    """By whatever metric."""
-    return float(next(value for name, value in best.items() if name.startswith("val_")))
-
-
 def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     """The state of a study, its failures, and what goes on with it."""
     from scalesearch.study import Study
+    from scalesearch.training import ACCURACY, metric_name
 
-    answer = Study.read(arguments.workspace, arguments.study).status()
+    study = Study.read(arguments.workspace, arguments.study)
+    answer, score = study.status(), metric_name(study.metric or ACCURACY)
     counts, best = answer["evaluations"], answer["best"]
     out.say(
         f"study {answer['study']}: {answer['state']}; {counts['done']} of {counts['total']} evaluations done, "
         f"{counts['failed']} failed"
-        + (f"; best so far {best['candidate']} with {100 * _mean(best):.2f} %" if best else "")
+        + (f"; best so far {best['candidate']} with {100 * best[f'val_{score}_mean']:.2f} %" if best else "")
     )
     if answer["nothing_learnt"] is not None:
         out.say(f"{answer['nothing_learnt']['reason']}, so nothing is chosen. {answer['nothing_learnt']['remedy']}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from scalesearch.checks import between, checked
-from scalesearch.text import count, percent, plural
+from scalesearch.text import count, metric_title, percent, plural
 from scalesearch.workspace import Directory, InitialWeights, training_directory
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     from scalesearch.selection import chance_level, levels_of, nothing_learnt, remedy
     from scalesearch.session import Session
     from scalesearch.tracking import recipe_params
-    from scalesearch.training import check_average, check_function, few_steps, metric_title, named
+    from scalesearch.training import check_average, check_function, few_steps, named
 
     network = network_of(arguments, groups)
     session = Session(arguments.workspace, groups.executor, out, retry=arguments.retry, tracking=groups.tracking)

@@ -20,11 +20,12 @@ import yaml
 from torch import Tensor, nn
 
 from scalesearch import network as networks
-from scalesearch.model import build_on_meta, is_timm, own_resolution
+from scalesearch.model import build_on_meta, own_resolution
 from scalesearch.network import AnyNetwork, Factory, Network, Stage, as_read, where
 from scalesearch.pretrained import match
 from scalesearch.scaling import Rounding, resize
 from scalesearch.text import raised
+from scalesearch.workspace import is_timm
 
 
 class Counterpart(NamedTuple):

@@ -22,11 +22,12 @@ from scalesearch.cost import Cost
 from scalesearch.data import Data
 from scalesearch.export.counterpart import Counterpart
 from scalesearch.ledger import write_atomic
-from scalesearch.model import build, is_timm, trust
+from scalesearch.model import build, trust
 from scalesearch.network import AnyNetwork, Factory
 from scalesearch.pretrained import Initial, overlap, start
 from scalesearch.text import near, raised
 from scalesearch.training import load_weights
+from scalesearch.workspace import is_timm
 
 FORMATS = ("yaml", "onnx", "torch")
 TOLERANCE = 1e-4

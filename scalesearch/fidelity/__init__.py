@@ -15,8 +15,9 @@ from scalesearch.fidelity.references import ReferenceTraining, estimate, judged,
 from scalesearch.fidelity.shown import show_judgement, show_references
 from scalesearch.ledger import write_atomic
 from scalesearch.session import Session, counts_line
+from scalesearch.text import metric_title
 from scalesearch.tracking import CommandLog
-from scalesearch.training import Result
+from scalesearch.training import ACCURACY, Result, check_function
 from scalesearch.workspace import DONE
 
 __all__ = ["FidelityRequest", "run"]
@@ -42,6 +43,7 @@ def run(request: FidelityRequest, session: Session) -> int:
                 f"trained on (fingerprint {data.fingerprint[:12]}, then {completed.fingerprint[:12]}), so nothing can "
                 "be compared; bring them back, or begin a new study: scalesearch run"
             )
+        check_function(completed.settings.recipe.metric, data.val_labels.numpy(), data.description.num_classes)
         with _log(request, completed, session) as log:
             return _compare(request, completed, references, session, log)
 
@@ -75,7 +77,7 @@ def _compare(
         content = json.dumps([*others, entry], indent=1, ensure_ascii=False).encode() + b"\n"
         files.append(study.directory / "fidelity.json")
         write_atomic(files[1], content)
-        show_judgement(out, entry)
+        show_judgement(out, entry, metric_title(completed.settings.recipe.metric or ACCURACY))
         out.say(f"the references: {beside}")
         out.say(counts_line(came))
         out.say(f"every training: {files[0]}; the answer: {files[1]}")

@@ -20,7 +20,7 @@ from scalesearch.network import Factory
 from scalesearch.search import Candidate
 from scalesearch.selection import Pairs
 from scalesearch.text import override, typed
-from scalesearch.training import Result
+from scalesearch.training import ACCURACY, Result, named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +51,8 @@ def trainings(
             row |= {"resolution": evaluation.network.resolution}
             row["train_seconds"] = math.nan if result is None else result.train_seconds
             rows.append(row | {"key": evaluation.key, "reason": reason})
-    return pd.DataFrame(rows)
+    table: pd.DataFrame = named(pd.DataFrame(rows), completed.settings.recipe.metric)
+    return table
 
 
 def _sides(
@@ -102,6 +103,7 @@ def judgement(
         | {"chosen": candidate.id == completed.choice}
         for index, candidate in enumerate(candidates)
     ]
+    metric = request.study.metric or ACCURACY
     first, lost = what_is_lost(completed.choice, finished)
     num_seeds = len({one.evaluation.seed for one in references})
     factor = int(request.factor) if request.factor.is_integer() else request.factor
@@ -123,7 +125,11 @@ def judgement(
             *("reproduce", "fidelity", f"study={request.study.name}"),
             override("workspace", str(request.study.workspace)),
             *(f"against={request.against}", f"factor={factor}", f"candidates={request.candidates}"),
-            *(f"seeds={num_seeds}", *([f"baseline.factory={request.function}"] if request.function else [])),
+            *(
+                f"seeds={num_seeds}",
+                *([f"metric={metric}"] if ":" in metric else []),
+                *([f"baseline.factory={request.function}"] if request.function else []),
+            ),
         ),
     }
 

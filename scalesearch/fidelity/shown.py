@@ -51,7 +51,7 @@ def show_references(
         out.say(f"expected time on this machine: {duration(expected.seconds)}")
 
 
-def show_judgement(out: Screen, entry: Mapping[str, Any]) -> None:
+def show_judgement(out: Screen, entry: Mapping[str, Any], score: str) -> None:
     """The two rankings beside each other, how far they agree, and what the study's choice loses."""
     rows = [
         {
@@ -65,7 +65,7 @@ def show_judgement(out: Screen, entry: Mapping[str, Any]) -> None:
         }
         for row in entry["table"]
     ]
-    out.table("Mean validation accuracies, and the ranks by them", rows, {heading: heading for heading in rows[0]})
+    out.table(f"Means of validation {score}, and the ranks by them", rows, {heading: heading for heading in rows[0]})
     kendall, spearman, gain, lost = (Estimate(**entry[key]) for key in ("kendall", "spearman", "depth_gain", "lost"))
     out.say(f"Kendall's tau-b {estimate_words(kendall)}; Spearman's rho {estimate_words(spearman)}")
     out.say(entry["covers"])

@@ -14,7 +14,7 @@ from scalesearch.model.factory import imported, make, make_on_meta, structure, t
 from scalesearch.model.failure import FactoryError
 from scalesearch.model.hidden import unregistered
 from scalesearch.model.records import BatchNorm, Convolution, Layers, Linear
-from scalesearch.model.timm_models import is_timm, of_timm, own_resolution
+from scalesearch.model.timm_models import of_timm, own_resolution
 from scalesearch.network import DEFAULTS, AnyNetwork, Factory, Network, Place, Stage, where
 from scalesearch.text import near
 
@@ -33,7 +33,6 @@ __all__ = [
     "classifier",
     "identity",
     "imported",
-    "is_timm",
     "layers",
     "of_timm",
     "own_resolution",

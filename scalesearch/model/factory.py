@@ -25,9 +25,10 @@ from torch.nn.parameter import is_lazy
 from scalesearch.model.failure import FactoryError, raised_at
 from scalesearch.model.hidden import hidden, needs_values
 from scalesearch.model.sources import Sources, sources, watched
-from scalesearch.model.timm_models import is_timm, maker, version
+from scalesearch.model.timm_models import maker, version
 from scalesearch.network import Factory
 from scalesearch.text import one_line
+from scalesearch.workspace import is_timm
 
 
 class _Trusted:

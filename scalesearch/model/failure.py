@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from scalesearch.model.sources import is_installed
-from scalesearch.model.timm_models import is_timm
 from scalesearch.network import Factory
 from scalesearch.text import one_line, raised
+from scalesearch.workspace import is_timm
 
 _OURS = Path(__file__).resolve().parent.parent
 _FAULTS = (NameError, AttributeError, ImportError, TypeError, SyntaxError, RecursionError)

@@ -19,14 +19,9 @@ from torch import nn
 
 from scalesearch.model.timm_arguments import Factors, scaled, takes_size
 from scalesearch.text import near
+from scalesearch.workspace import TIMM
 
-_PREFIX = "timm:"
 _building = threading.RLock()
-
-
-def is_timm(function: str) -> bool:
-    """Whether a factory names a network of timm, and no function of the user's."""
-    return function.startswith(_PREFIX)
 
 
 def version() -> str:
@@ -39,7 +34,7 @@ def check(function: str) -> None:
 
     Raises: ValueError: it has not; the nearest names, or the command that installs timm.
     """
-    name = function.removeprefix(_PREFIX)
+    name = function.removeprefix(TIMM)
     if find_spec("timm") is None:
         raise ValueError(f"baseline={function} needs the timm package: pip install 'scalesearch[timm]'")
     import timm
@@ -68,7 +63,7 @@ def own_resolution(function: str) -> int:
     check(function)
     import timm
 
-    name = function.removeprefix(_PREFIX)
+    name = function.removeprefix(TIMM)
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     return int(config.input_size[-1]) if config is not None else 224
 
@@ -76,7 +71,7 @@ def own_resolution(function: str) -> int:
 def maker(function: str) -> Callable[..., nn.Module]:
     """The function that makes a network of timm, as `Factory` describes it. Raises: ValueError: as `check`."""
     check(function)
-    return functools.partial(_make, function.removeprefix(_PREFIX))
+    return functools.partial(_make, function.removeprefix(TIMM))
 
 
 def _make(name: str, *, depth: float, width: float, resolution: int, num_classes: int, in_channels: int) -> nn.Module:

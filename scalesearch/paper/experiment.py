@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import MinLen
 
+from scalesearch import text
 from scalesearch.checks import Must, between, checked
 from scalesearch.ledger import write_atomic
 from scalesearch.network import AnyNetwork
@@ -16,6 +18,7 @@ from scalesearch.paper.points import CorrectByKey, Point, Setting, Trainings
 from scalesearch.paper.tables import ACCURACY, cells
 from scalesearch.scaling import Rounding
 from scalesearch.screen import Screen
+from scalesearch.training import named, unnamed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,25 +76,43 @@ class PaperExperiment:
         return [cells(row, *names, *tested) for row in summary.to_dict("records")]
 
 
-def draw(experiment: PaperExperiment, directory: Path, *, title: str) -> list[Path]:
-    """The figures of an experiment from the tables in its directory, as PNG and SVG in its folder figures/."""
+def draw(experiment: PaperExperiment, directory: Path, *, title: str, metric: str | None = None) -> list[Path]:
+    """The figures of an experiment from the tables in its directory, as PNG and SVG in its folder figures/.
+
+    metric: what its networks were judged by; None is accuracy.
+    """
     from scalesearch.figures import save
 
     files = []
-    for name, figure in experiment.draw(read_summary(directory), directory, title=title).items():
+    for name, figure in experiment.draw(read_summary(directory, metric), directory, title=title).items():
+        for axes in figure.axes:
+            axes.set(xlabel=worded(axes.get_xlabel(), metric), ylabel=worded(axes.get_ylabel(), metric))
         files += save(figure, directory / "figures", name, title=title)
     return files
 
 
-def read_summary(directory: Path) -> pd.DataFrame:
-    """The table that an experiment's finding and figures are made of. Raises: OSError where there is none."""
+def worded(words: str, metric: str | None) -> str:
+    """Words of an experiment, which speaks of accuracy, with the metric that it is; None is accuracy.
+
+    >>> worded("validation accuracy (%)", "auroc")
+    'validation AUROC (%)'
+    """
+    return words if metric is None else re.sub(r"\b(?<!balanced )accuracy\b", text.metric_title(metric), words)
+
+
+def read_summary(directory: Path, metric: str | None = None) -> pd.DataFrame:
+    """The table that an experiment's finding and figures are made of. Raises: OSError where there is none.
+
+    Its columns have the names of accuracy; those of the file have the metric's.
+    """
     import pandas as pd
 
     table = pd.read_csv(directory / "summary.csv", keep_default_na=False, na_values=[""])
     words = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
-    return table.fillna(dict.fromkeys(words, ""))
+    filled: pd.DataFrame = unnamed(table.fillna(dict.fromkeys(words, "")), metric)
+    return filled
 
 
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """A table as its experiment keeps it: ten digits."""
-    write_atomic(path, table.to_csv(index=False, float_format="%.10g").encode())
+def write_table(table: pd.DataFrame, path: Path, metric: str | None = None) -> None:
+    """A table as its experiment keeps it: ten digits, accuracies by the metric that they are."""
+    write_atomic(path, named(table, metric).to_csv(index=False, float_format="%.10g").encode())

@@ -12,6 +12,7 @@ from scalesearch.evaluation import Outcome, Work
 from scalesearch.fidelity.judgement import PREFERENCE, SHORT_EPOCHS
 from scalesearch.machine import environment
 from scalesearch.model import identity
+from scalesearch.paper.experiment import worded
 from scalesearch.paper.points import Point, Setting, point_values
 from scalesearch.paper.request import ExperimentRequest
 from scalesearch.paper.tables import cells
@@ -85,7 +86,7 @@ def entry(
     return {
         "experiment": request.name,
         "question": experiment.question,
-        "finding": nothing or experiment.finding(summary),
+        "finding": nothing or worded(experiment.finding(summary), request.metric),
         "paper": experiment.paper,
         "caveats": [*caveats(experiment.caveats, request.recipe if outcomes else None), *beside],
         "command": request.command,

@@ -45,6 +45,11 @@ class ExperimentRequest:
         return experiment_directory(self.workspace, self.name)
 
     @property
+    def metric(self) -> str | None:
+        """What networks are judged by; None is accuracy."""
+        return None if self.recipe is None else self.recipe.metric
+
+    @property
     def title(self) -> str:
         return f"{self.name}: {', '.join(self.baselines)}" + ("" if self.data is None else f" on {self.data.name}")
 

@@ -11,12 +11,13 @@ from scalesearch.evaluation import Outcome, counts
 from scalesearch.ledger import write_atomic
 from scalesearch.machine import environment, instructions
 from scalesearch.paper import page
-from scalesearch.paper.experiment import draw, read_summary, write_table
+from scalesearch.paper.experiment import draw, read_summary, worded, write_table
 from scalesearch.paper.points import Point, Setting, Trainings, point_values
 from scalesearch.paper.request import ExperimentRequest
 from scalesearch.screen import Screen
 from scalesearch.session import Learnt, Session, counts_line
 from scalesearch.tracking import CommandLog, recipe_params
+from scalesearch.training import check_function, named
 from scalesearch.workspace import ALL_FAILED, DONE
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 def run(request: ExperimentRequest, session: Session) -> int:
     """`scalesearch reproduce NAME`: the exit code; everything lies in <workspace>/experiments/<NAME>."""
     experiment, out = request.experiment, session.out
+    metric = request.metric
     computed = experiment.computed(request.baselines, request.rounding)
     setting = None if computed is not None else _setting(request, session)
     points = [] if setting is None else experiment.points(setting)
@@ -34,6 +36,10 @@ def run(request: ExperimentRequest, session: Session) -> int:
     if request.dry_run:
         out.answer({"experiment": request.name, "points": [point_values(point) for point in points], **expected})
         return DONE
+    if setting is not None:
+        for spec in dict.fromkeys(point.data for point in points):
+            data = session.data(spec)
+            check_function(metric, data.val_labels.numpy(), data.description.num_classes)
     with session, _log(request, setting, session) as log:
         if computed is not None:
             session.conclude(log, DONE, metrics={}, files=_conclude(request, computed, [], out, []))
@@ -45,12 +51,12 @@ def run(request: ExperimentRequest, session: Session) -> int:
         learnt = trainings.learnt()
         code = session.finish(trainings.unique, _nothing(learnt))
         if code == ALL_FAILED:
-            write_table(results, request.directory / "results.csv")
+            write_table(results, request.directory / "results.csv", metric)
             out.answer({"experiment": request.name, "evaluations": counts(trainings.unique), "finding": None})
             session.conclude(log, code, metrics={}, files=[request.directory / "results.csv"])
             return code
         results = experiment.measured(trainings, results, request.directory, out)
-        write_table(results, request.directory / "results.csv")
+        write_table(results, request.directory / "results.csv", metric)
         summary = experiment.summary(results, trainings.correct())
         files = _conclude(request, summary, trainings.unique, out, learnt)
         session.conclude(log, code, metrics={}, files=[request.directory / "results.csv", *files])
@@ -65,14 +71,15 @@ def _conclude(
     learnt: Sequence[Learnt],
 ) -> list[Path]:
     """Table, finding, figures and page, on disk and on the screen; these files."""
-    experiment, directory = request.experiment, request.directory
-    write_table(summary, directory / "summary.csv")
-    summary = read_summary(directory)  # the finding is that of the table that was kept
-    files = draw(experiment, directory, title=request.title)
+    experiment, directory, metric = request.experiment, request.directory, request.metric
+    write_table(summary, directory / "summary.csv", metric)
+    summary = read_summary(directory, metric)  # the finding is that of the table that was kept
+    files = draw(experiment, directory, title=request.title, metric=metric)
     nothing, beside = _nothing(learnt), [one.beside for one in learnt if one.beside]
     pictures = [path.name for path in files if path.suffix == ".png"]
     entry = page.entry(request, summary, outcomes, pictures, nothing=nothing, beside=beside)
-    rows, known = experiment.table(summary), counts(outcomes)
+    known = counts(outcomes)
+    rows = [{worded(heading, metric): cell for heading, cell in row.items()} for row in experiment.table(summary)]
     write_atomic(directory / "finding.json", json.dumps(entry, indent=1, ensure_ascii=False).encode() + b"\n")
     write_atomic(directory / "README.md", page.readme(entry, rows).encode())
     out.table(request.name, rows, {heading: heading for heading in rows[0]})
@@ -84,7 +91,7 @@ def _conclude(
     if outcomes:
         out.say(counts_line(outcomes))
     out.say(f"tables, figures and a page: {directory}")
-    values = json.loads(summary.to_json(orient="records"))
+    values = json.loads(named(summary, metric).to_json(orient="records"))
     answer = {"nothing_learnt": nothing, "directory": str(directory), "evaluations": known, "summary": values}
     out.answer({"experiment": request.name, "finding": entry["finding"]} | answer)
     return [*(directory / name for name in ("summary.csv", "finding.json", "README.md")), *files]

@@ -88,7 +88,9 @@ class Difference(NamedTuple):
     def __str__(self) -> str:
         if math.isnan(self.value):
             return "-"
-        return f"{100 * self.value:+.2f} points ({100 * self.low:+.2f} to {100 * self.high:+.2f})"
+        known = math.isfinite(self.low) and math.isfinite(self.high)
+        around = f"{100 * self.low:+.2f} to {100 * self.high:+.2f}" if known else "no interval: one seed"
+        return f"{100 * self.value:+.2f} points ({around})"
 
 
 class Paired:

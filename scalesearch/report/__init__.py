@@ -14,8 +14,8 @@ from scalesearch.ledger import write_atomic
 from scalesearch.registry import Registry
 from scalesearch.report.facts import Facts, read
 from scalesearch.report.references import Reference
-from scalesearch.text import level, percent
-from scalesearch.training import ACCURACY, metric_title
+from scalesearch.text import level, metric_title, percent
+from scalesearch.training import ACCURACY
 
 __all__ = ["QUESTIONS", "Facts", "Reference", "answers", "markdown", "ordered", "read", "write"]
 

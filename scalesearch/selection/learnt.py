@@ -22,8 +22,8 @@ from scipy import stats
 
 from scalesearch.data import Data
 from scalesearch.selection.pairs import Correct
-from scalesearch.text import level, percent, plural
-from scalesearch.training import Recipe, Result, few_steps, metric_title
+from scalesearch.text import level, metric_title, percent, plural
+from scalesearch.training import Recipe, Result, few_steps
 
 
 @dataclass(frozen=True, eq=False)

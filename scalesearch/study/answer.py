@@ -19,7 +19,7 @@ from scalesearch.scaling import Coefficients
 from scalesearch.search import BASELINE, Candidate, TrialResult
 from scalesearch.study.files import Study
 from scalesearch.study.settings import StudySettings
-from scalesearch.training import metric_title, named
+from scalesearch.training import named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,8 +94,8 @@ def write_answer(settings: StudySettings, answer: Answer) -> tuple[dict[str, Any
         tables["decision"] = choice.decision.table
     for name, table in tables.items():
         _write_csv(named(table, metric), directory / f"{name}.csv")
-    drawn = {name: table for name, table in tables.items() if name != "comparisons"}
-    draw_all(drawn, directory / "figures", title=_title(settings))
+    drawn = {name: named(table, metric) for name, table in tables.items() if name != "comparisons"}
+    draw_all(drawn, directory / "figures", title=settings.study)
     values = _values(settings, answer, family)
     written = {
         **{name: getattr(coefficients, name) for name in ("alpha", "beta", "gamma")},
@@ -198,12 +198,6 @@ def _decision(settings: StudySettings, answer: Answer) -> dict[str, Any] | None:
         )
         sentence += f". search.regret={wanted:g} {ended}"
     return {"sentence": sentence, **values}
-
-
-def _title(settings: StudySettings) -> str:
-    """Of figures, whose axes say accuracy."""
-    metric = settings.recipe.metric
-    return settings.study if metric is None else f"{settings.study} (accuracy here: {metric_title(metric)} x 100)"
 
 
 def _rows(choice: Choice) -> dict[str, Any]:

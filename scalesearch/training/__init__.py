@@ -7,7 +7,7 @@ which precision. `worker`: what worker processes run.
 
 from scalesearch.training.checkpoint import load_weights, save_weights
 from scalesearch.training.loop import Diverged, Result, evaluate, resized, train
-from scalesearch.training.metrics import ACCURACY, check_function, metric_title, named
+from scalesearch.training.metrics import ACCURACY, check_function, metric_name, named, unnamed
 from scalesearch.training.recipe import FEW_STEPS, Recipe, check_average, few_steps
 
 __all__ = [
@@ -21,4 +21,4 @@ __all__ = [
     "few_steps",
     "load_weights",
 ]
-__all__ += ["check_function", "metric_title", "named", "resized", "save_weights", "train"]
+__all__ += ["check_function", "metric_name", "named", "resized", "save_weights", "train", "unnamed"]

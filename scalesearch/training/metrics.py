@@ -70,17 +70,21 @@ def named(values: Any, metric: str | None) -> Any:
 _ACCURACIES = re.compile(r"(?<=val_)accuracy|(?<=test_)accuracy")
 
 
-def metric_title(metric: str) -> str:
-    """
-    >>> metric_title("balanced_accuracy"), metric_title("auroc"), metric_title("my_metrics:f1")
-    ('balanced accuracy', 'AUROC', 'f1')
-    """
-    return {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}.get(metric, metric_name(metric))
+def unnamed(table: Any, metric: str | None) -> Any:
+    """A table of pandas with the columns that `named` has renamed."""
+    if metric is None:
+        return table
+    pattern = re.compile(rf"\b(val|test)_{re.escape(metric_name(metric))}(?=_|$)")
+    return table.rename(columns=lambda column: pattern.sub(r"\1_accuracy", column))
 
 
 def check_name(given: object) -> str:
     """The name of a metric. Raises: ValueError with what follows "recipe.metric is ...; "."""
     if isinstance(given, str) and (given in METRICS or re.fullmatch(r"[\w.]+:[A-Za-z_]\w*", given)):
+        if metric_name(given) == "loss":
+            raise ValueError(
+                "the columns of the loss have that name; call the function otherwise, such as negative_loss"
+            )
         return given
     close = near(given, METRICS)
     raise ValueError(

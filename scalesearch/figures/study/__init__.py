@@ -6,11 +6,13 @@ A module here is a figure by its own name. It has `TABLE`, the table that it rea
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from scalesearch.figures.drawing import BLACK, BLUE, GREY, VERMILLION, foot, head
+from scalesearch.text import metric_title
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,11 +40,25 @@ def need(table: DataFrame, *columns: str) -> None:
             raise ValueError(f"a figure needs the column '{name}'; the table has: {', '.join(table.columns)}")
 
 
-def finished(candidates: DataFrame, *columns: str) -> tuple[DataFrame, tuple[str, ...]]:
-    """The rows that have an accuracy, and the names of those that have none; `columns` are needed besides."""
-    need(candidates, "candidate", "macs", "macs_ratio", "val_accuracy_mean", "chosen", "tied", *columns)
-    has = np.isfinite(candidates["val_accuracy_mean"].to_numpy(float))
-    return candidates[has], tuple(candidates["candidate"][~has])
+class Finished(NamedTuple):
+    """The rows that have a score, the names of those that have none, and what the score is: "accuracy", "AUROC".
+
+    Its columns have the names of accuracy, whichever metric it is.
+    """
+
+    table: DataFrame
+    left_out: tuple[str, ...]
+    score: str
+
+
+def finished(candidates: DataFrame, *columns: str) -> Finished:
+    """Of a table with columns such as `val_accuracy_mean` or `val_auroc_mean`; `columns` are needed besides."""
+    names = [found[1] for name in candidates.columns if (found := re.fullmatch(r"val_(\w+)_mean", name))]
+    metric = names[0] if len(names) == 1 else "accuracy"
+    table = candidates.rename(columns=lambda name: re.sub(rf"^val_{metric}_", "val_accuracy_", name))
+    need(table, "candidate", "macs", "macs_ratio", "val_accuracy_mean", "chosen", "tied", *columns)
+    has = np.isfinite(table["val_accuracy_mean"].to_numpy(float))
+    return Finished(table[has], tuple(table["candidate"][~has]), metric_title(metric))
 
 
 def roles(candidates: DataFrame) -> tuple[str, ...]:
@@ -55,7 +71,7 @@ def nothing(figure: Figure, title: str, left_out: Sequence[str]) -> Figure:
     """The figure when there is nothing to draw, which says so."""
     axes: Any = figure.subplots()
     axes.set(xticks=[], yticks=[])
-    axes.text(0.5, 0.5, "no candidate has an accuracy", ha="center", transform=axes.transAxes)
+    axes.text(0.5, 0.5, "no candidate has a finished training", ha="center", transform=axes.transAxes)
     head(figure, title)
     foot(figure, "", left_out)
     return figure

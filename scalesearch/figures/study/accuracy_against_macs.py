@@ -21,7 +21,10 @@ TABLE = "candidates"
 
 
 class Numbers(NamedTuple):
-    """An entry for each candidate that has an accuracy, and for the 1x network; accuracies in percent."""
+    """An entry for each candidate that has a score, and for the 1x network; scores in percent.
+
+    score: what is measured, such as "accuracy" or "AUROC".
+    """
 
     candidate: tuple[str, ...]
     role: tuple[str, ...]  # "chosen", "tied", "other", or "baseline" for the 1x network
@@ -31,7 +34,8 @@ class Numbers(NamedTuple):
     accuracy: NDArray[np.float64]
     low: NDArray[np.float64]  # ends of the confidence interval; NaN where there is none (one seed)
     high: NDArray[np.float64]
-    left_out: tuple[str, ...]  # those without an accuracy: all their evaluations failed
+    left_out: tuple[str, ...]  # those without a score: all their evaluations failed
+    score: str
 
 
 def data(candidates: DataFrame) -> Numbers:
@@ -41,7 +45,7 @@ def data(candidates: DataFrame) -> Numbers:
     resolution only, compound (all three). A candidate that stands for several triples is of the plainest kind among
     them, because it is that network.
     """
-    table, left_out = finished(candidates, "triples", "val_accuracy_low", "val_accuracy_high")
+    table, left_out, score = finished(candidates, "triples", "val_accuracy_low", "val_accuracy_high")
     names, role = tuple(table["candidate"]), roles(table)
     kinds = [_kind(triples) for triples in table["triples"]]
     accuracy, low, high = (100 * table[f"val_accuracy_{name}"].to_numpy(float) for name in ("mean", "low", "high"))
@@ -52,7 +56,7 @@ def data(candidates: DataFrame) -> Numbers:
             labelled.append(max(same, key=lambda i: float(accuracy[i])))
     labels = tuple(f"{kinds[i]} ({name})" if i in labelled else "" for i, name in enumerate(names))
     macs, ratio = (table[name].to_numpy(float) for name in ("macs", "macs_ratio"))
-    return Numbers(names, role, labels, macs, ratio, accuracy, low, high, left_out)
+    return Numbers(names, role, labels, macs, ratio, accuracy, low, high, left_out, score)
 
 
 def _kind(triples: str) -> str:
@@ -83,7 +87,7 @@ def draw(numbers: Numbers, *, title: str = "") -> Figure:
     low, high = limits(numbers.accuracy, numbers.low, numbers.high, least=0.5)
     axes.set_ylim(low, high + 0.1 * (high - low))  # room for labels above the best
     axes.set_xlabel(f"multiply-adds ({unit})")
-    first.set_ylabel("validation accuracy (%)")
+    first.set_ylabel(f"validation {numbers.score} (%)")
 
     handles: dict[str, Artist] = {}
     has_interval = np.isfinite(numbers.low) & np.isfinite(numbers.high)

@@ -24,27 +24,32 @@ LINES: dict[str, dict[str, Any]] = {  # from back to front
 
 
 class Numbers(NamedTuple):
-    """A row for each candidate that has an accuracy, a column for each of `axes`; the 1x network is not among them."""
+    """A row for each candidate that has a score, a column for each of `axes`; the 1x network is not among them.
+
+    score: what is measured, such as "accuracy" or "AUROC".
+    """
 
     candidate: tuple[str, ...]
     role: tuple[str, ...]  # "chosen", "tied" or "other"
     axes: tuple[str, ...]
-    values: NDArray[np.float64]  # (candidates, axes); the last axis is the accuracy in percent
+    values: NDArray[np.float64]  # (candidates, axes); the last axis is the score in percent
     left_out: tuple[str, ...]
+    score: str
 
 
 def data(candidates: DataFrame) -> Numbers:
     """The lines; the 1x network is no candidate and has none."""
-    table, left_out = finished(candidates, "alpha", "beta", "gamma")
+    table, left_out, score = finished(candidates, "alpha", "beta", "gamma")
     table = table[table["candidate"] != BASELINE]
     values = table[["alpha", "beta", "gamma", "macs_ratio", "val_accuracy_mean"]].to_numpy(float, copy=True)
     values[:, -1] *= 100
     return Numbers(
         candidate=tuple(table["candidate"]),
         role=roles(table),
-        axes=("alpha (depth)", "beta (width)", "gamma (resolution)", "counted ratio to 1x", "accuracy (%)"),
+        axes=("alpha (depth)", "beta (width)", "gamma (resolution)", "counted ratio to 1x", f"{score} (%)"),
         values=values,
         left_out=tuple(name for name in left_out if name != BASELINE),
+        score=score,
     )
 
 
@@ -76,7 +81,7 @@ def draw(numbers: Numbers, *, title: str = "") -> Figure:
         if role == "chosen":
             line.set_path_effects([Stroke(linewidth=4.5, foreground="white"), Normal()])
     bar = figure.colorbar(accuracy, ax=host, pad=0.015, aspect=25)
-    bar.set_label("validation accuracy (%)")
+    bar.set_label(f"validation {numbers.score} (%)")
     bar.outline.set_visible(False)
     shown = [role for role in LEGEND if role in numbers.role]
     head(figure, title, [Line2D([], [], color=BLACK, label=ROLES[role][0], **LINES[role]) for role in shown])
