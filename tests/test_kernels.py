@@ -84,7 +84,7 @@ def test_every_block_with_a_chain_computes_what_torch_does(compiled: Library) ->
                 with case(name, place.row):
                     assert_equal(block, compiled, images(place, 3))
                     with_chain.add(place.stage.block)
-    assert with_chain >= {"mbconv", "uib", "bneck", "conv_norm", "depthwise_separable"}
+    assert with_chain >= {"mbconv", "uib", "bneck", "fused_mbconv", "conv_norm", "depthwise_separable"}
     assert with_chain >= {"basic", "bottleneck", "regnet", "preact_basic", "preact_bottleneck"}
 
 
@@ -99,6 +99,7 @@ def random_place(chance: random.Random, block: str) -> Place:
         stride=stride,
         expand=chance.choice((0.5, 1, 2, 3.3)),
         first_kernel=chance.choice((0, 3, 5)) if block == "uib" else 0,
+        squeeze_excite=chance.choice((0, 0.25, 0.6)),
     )
     return Place(
         name="random",

@@ -130,7 +130,7 @@ static void NAME(add_moments)(const node *of, int64_t plane, int64_t position, i
 }
 
 /* Mean, deviation, scale and shift of a node from its moments, and its running statistics as torch keeps them. */
-void NAME(normalise)(const node *of) {
+static void NAME(normalise)(const node *of) {
     const int64_t width = NAME(planes)(of->channels) * LANES, count = NAME(positions)(of);
     REAL *mean = of->mean, *inverse = of->inverse, *scale = of->scale, *shift = of->shift;
     REAL *running_mean = of->running_mean, *running_variance = of->running_variance;
@@ -153,8 +153,7 @@ void NAME(normalise)(const node *of) {
 }
 
 static INLINE void NAME(settle_kind)(
-    const node *of, int64_t plane, int64_t count, const REAL *restrict gradient, const REAL *restrict values,
-    REAL *restrict to, int kind) {
+    const node *of, int64_t plane, int64_t count, const REAL *gradient, const REAL *values, REAL *to, int kind) {
     const int64_t width = NAME(planes)(of->channels) * LANES;
     const VECTOR scale = NAME(load)((REAL *)of->scale + plane * LANES), shift = NAME(load)((REAL *)of->shift + plane * LANES);
     const VECTOR mean = NAME(load)((REAL *)of->mean + plane * LANES);
@@ -173,14 +172,37 @@ static INLINE void NAME(settle_kind)(
     }
 }
 
+static INLINE void NAME(settle_gated_kind)(
+    const node *of, int64_t plane, int64_t position, int64_t count, const REAL *restrict gradient, int kind) {
+    const REAL *values = NAME(at)(of->values, of, plane, position);
+    const VECTOR scale = NAME(load)((REAL *)of->scale + plane * LANES), shift = NAME(load)((REAL *)of->shift + plane * LANES);
+    const int64_t width = NAME(planes)(of->channels) * LANES, map = of->height * of->width;
+    for (int64_t i = 0; i < count;) {
+        const int64_t image = (position + i) / map;
+        int64_t end = (image + 1) * map - position;
+        if (end > count) end = count;
+        VECTOR sum = {0};
+        for (; i < end; i++)
+            sum += NAME(load)(gradient + i * LANES) *
+                   NAME(activate)(scale * NAME(load)(values + i * LANES) + shift, kind);
+        REAL *to = (REAL *)of->gate_gradient + image * width + plane * LANES;
+        NAME(store)(to, NAME(load)(to) + sum);
+    }
+}
+
 /* Takes `count` vectors of the gradient of what convolutions read of a node, and keeps that of its normalised values
    with the sums which the batch norm's gradient needs. Of a gradient that others still add to, it keeps the sum. */
 static void NAME(settle)(const node *of, int64_t plane, int64_t position, int64_t count, REAL *gradient, int more, int last) {
     REAL *to = NAME(at)(of->gradient, of, plane, position);
     if (more)
         for (int64_t i = 0; i < count * LANES; i++) gradient[i] += to[i];
-    if (!last || !of->normalised) {
+    if (!last || !of->normalised || of->gate) {
         memcpy(to, gradient, count * LANES * sizeof(REAL));
+        if (of->gate) { /* `gate_backward` goes on once the gate's own gradient is known */
+#define BODY(kind) NAME(settle_gated_kind)(of, plane, position, count, gradient, kind)
+            WITH_ACTIVATION(of->activation, BODY)
+#undef BODY
+        }
         return;
     }
     const REAL *values = NAME(at)(of->values, of, plane, position);
@@ -189,8 +211,53 @@ static void NAME(settle)(const node *of, int64_t plane, int64_t position, int64_
 #undef BODY
 }
 
+static INLINE void NAME(pool_kind)(const node *of, REAL *pooled, int kind) {
+    const int64_t map = of->height * of->width;
+    for (int64_t plane = 0; plane < NAME(planes)(of->channels); plane++) {
+        const VECTOR scale = NAME(load)((REAL *)of->scale + plane * LANES), shift = NAME(load)((REAL *)of->shift + plane * LANES);
+        const int64_t left = of->channels - plane * LANES, lanes = left < LANES ? left : LANES;
+        for (int64_t image = 0; image < of->images; image++) {
+            const REAL *values = NAME(at)(of->values, of, plane, image * map);
+            VECTOR sum = {0};
+            for (int64_t i = 0; i < map; i++) sum += NAME(activate)(scale * NAME(load)(values + i * LANES) + shift, kind);
+            for (int64_t lane = 0; lane < lanes; lane++)
+                pooled[image * of->channels + plane * LANES + lane] = sum[lane] / map;
+        }
+    }
+}
+
+/* The mean over each image of what comes before the gate, (images, channels). */
+int NAME(pool)(const node *of, REAL *pooled) {
+#define BODY(kind) NAME(pool_kind)(of, pooled, kind)
+    WITH_ACTIVATION(of->activation, BODY)
+#undef BODY
+    return 0;
+}
+
+/* From the gradients of what was gated and of the means to that of the normalised values. */
+int NAME(gate_backward)(const node *of, const REAL *pooled_gradient) {
+    const int64_t map = of->height * of->width, width = NAME(planes)(of->channels) * LANES;
+    for (int64_t plane = 0; plane < NAME(planes)(of->channels); plane++) {
+        const int64_t left = of->channels - plane * LANES, lanes = left < LANES ? left : LANES;
+        for (int64_t image = 0; image < of->images; image++) {
+            REAL *gradient = NAME(at)(of->gradient, of, plane, image * map), of_mean[LANES] = {0};
+            const VECTOR gate = NAME(load)((REAL *)of->gate + image * width + plane * LANES);
+            for (int64_t lane = 0; lane < lanes; lane++)
+                of_mean[lane] = pooled_gradient[image * of->channels + plane * LANES + lane] / map;
+            const VECTOR added = NAME(load)(of_mean);
+            for (int64_t i = 0; i < map; i++)
+                NAME(store)(gradient + i * LANES, NAME(load)(gradient + i * LANES) * gate + added);
+            const REAL *values = NAME(at)(of->values, of, plane, image * map);
+#define BODY(kind) NAME(settle_kind)(of, plane, map, gradient, values, gradient, kind)
+            WITH_ACTIVATION(of->activation, BODY)
+#undef BODY
+        }
+    }
+    return 0;
+}
+
 /* Gradients of a batch norm's weight and bias, and the coefficients by which `gradient_of` goes on. */
-void NAME(differentiate)(const node *of) {
+static void NAME(differentiate)(const node *of) {
     const int64_t width = NAME(planes)(of->channels) * LANES, count = NAME(positions)(of);
     const REAL *inverse = of->inverse, *scale = of->scale;
     REAL *slopes = of->slopes, *weight_gradient = of->weight_gradient, *bias_gradient = of->bias_gradient;
@@ -223,7 +290,7 @@ static void NAME(gradient_of)(const node *of, int64_t plane, int64_t position, i
 }
 
 /* A torch tensor in channels_last, (positions, channels), into a node's planes. */
-void NAME(enter)(const node *into, const REAL *restrict rows) {
+static void NAME(enter)(const node *into, const REAL *restrict rows) {
     const int64_t channels = into->channels, count = NAME(positions)(into);
     for (int64_t plane = 0; plane < NAME(planes)(channels); plane++) {
         const int64_t left = channels - plane * LANES, lanes = left < LANES ? left : LANES;
@@ -277,7 +344,7 @@ static INLINE void NAME(activate_all)(REAL *values, int64_t count, int kind) {
 }
 
 /* The chain's output as a torch tensor in channels_last. */
-void NAME(leave)(const ending *of, REAL *restrict rows) {
+static void NAME(leave)(const ending *of, REAL *restrict rows) {
     const int64_t channels = of->main->channels, count = NAME(positions)(of->main);
     REAL block[BLOCK * LANES];
     for (int64_t i = 0; i < count; i += BLOCK) {
@@ -299,7 +366,7 @@ static INLINE void NAME(multiply_slopes)(REAL *restrict gradient, const REAL *re
 }
 
 /* From the gradient of the chain's output to that of what was added up. */
-void NAME(leave_backward)(const ending *of, const REAL *restrict rows) {
+static void NAME(leave_backward)(const ending *of, const REAL *restrict rows) {
     const int64_t channels = of->main->channels, count = NAME(positions)(of->main);
     REAL block[BLOCK * LANES], values[BLOCK * LANES];
     for (int64_t i = 0; i < count; i += BLOCK) {
@@ -321,7 +388,7 @@ void NAME(leave_backward)(const ending *of, const REAL *restrict rows) {
 
 /* The gradient of the chain's input as a torch tensor in channels_last; `added` is an ending whose main gradient is the
    input's too, or null. */
-void NAME(enter_backward)(const node *of, const ending *added, REAL *restrict rows) {
+static void NAME(enter_backward)(const node *of, const ending *added, REAL *restrict rows) {
     const int64_t channels = of->channels, count = NAME(positions)(of);
     REAL block[BLOCK * LANES];
     for (int64_t i = 0; i < count; i += BLOCK) {

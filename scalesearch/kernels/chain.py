@@ -6,14 +6,17 @@ Shapes: B images, C channels, H and W rows and columns; memory is channels_last.
 from __future__ import annotations
 
 import ctypes
+import math
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from scalesearch.kernels.library import Library
+from scalesearch.kernels.library import FUNCTIONS, Library
 from scalesearch.model import Block
+from scalesearch.model.blocks import GatedBlock
 
 KINDS: dict[type[nn.Module], int] = {nn.ReLU: 1, nn.ReLU6: 2, nn.SiLU: 3, nn.Hardswish: 4}  # as in kernels.c
 _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
@@ -23,7 +26,7 @@ class _Node(ctypes.Structure):
     _fields_ = (
         *((name, _POINTER) for name in ("values", "gradient", "scale", "shift", "mean", "inverse", "slopes")),
         *((name, _POINTER) for name in ("weight", "bias", "running_mean", "running_variance")),
-        *((name, _POINTER) for name in ("weight_gradient", "bias_gradient", "gate", "sums")),
+        *((name, _POINTER) for name in ("weight_gradient", "bias_gradient", "gate", "gate_gradient", "sums")),
         *((name, _INTEGER) for name in ("channels", "images", "height", "width", "activation", "normalised")),
         ("epsilon", ctypes.c_double),
         ("momentum", ctypes.c_double),
@@ -34,7 +37,14 @@ class _Convolution(ctypes.Structure):
     _fields_ = (
         *((name, _POINTER) for name in ("source", "to", "weight", "weight_gradient")),
         *((name, _INTEGER) for name in ("out_stride", "in_stride", "row_stride", "column_stride")),
-        *((name, _INTEGER) for name in ("kernel", "stride", "padding", "wanted", "more", "last")),
+        *((name, _INTEGER) for name in ("kernel", "stride", "padding", "depthwise", "wanted", "more", "last")),
+    )
+
+
+class _Chain(ctypes.Structure):
+    _fields_ = (
+        *((name, _POINTER) for name in ("nodes", "convolutions", "ending")),
+        *((name, _INTEGER) for name in ("num_nodes", "num_convolutions")),
     )
 
 
@@ -48,6 +58,7 @@ class Map(NamedTuple):
     channels: int
     norm: nn.BatchNorm2d | None = None
     activation: int = 0
+    gated: bool = False
 
 
 class Link(NamedTuple):
@@ -62,6 +73,7 @@ class Program(NamedTuple):
     """Maps, of which the first is the input; convolutions in their order; and the end.
 
     main, other: the maps that are added up; other is None for nothing, and the input as it is where it is 0.
+    gate: of the map that is gated, from (B, C, 1, 1) to (B, C, 1, 1), with its parameters; None where there is none.
     """
 
     maps: tuple[Map, ...]
@@ -69,6 +81,8 @@ class Program(NamedTuple):
     main: int
     other: int | None
     activation: int
+    gate: Callable[[Tensor], Tensor] | None
+    gate_parameters: tuple[Tensor, ...]
 
     def sizes(self, entering: tuple[int, int, int]) -> list[tuple[int, int, int]]:
         """(B, H, W) of each map, from that of the first."""
@@ -100,9 +114,30 @@ def program_of(block: Block) -> Program | None:
     activation = KINDS.get(type(block.get_submodule("activation")), -1) if chain.activated else 0
     if maps[main].activation and other is None and not activation:  # the last of the branch is the last of the chain
         activation, maps[main] = maps[main].activation, maps[main]._replace(activation=0)
-    if not links or activation < 0 or main == 0 or any(maps[end].activation for end in {main, other or main}):
+    if (
+        not links
+        or activation < 0
+        or main == 0
+        or any(maps[end].activation or maps[end].gated for end in {main, other or main})
+    ):
         return None
-    return Program(tuple(maps), tuple(links), main, other, activation)
+    read = [link.source for link in links]
+    if any(one.gated and (index == 0 or read.count(index) != 1) for index, one in enumerate(maps)):
+        return None
+    gate: Callable[[Tensor], Tensor] | None = None
+    own: tuple[Tensor, ...] = ()
+    if any(one.gated for one in maps):
+        assert isinstance(block, GatedBlock)
+        known = {id(parameter) for parameter in _parameters(maps, links)}
+        gate = block.gate
+        own = tuple(one for one in block.parameters() if id(one) not in known)
+    return Program(tuple(maps), tuple(links), main, other, activation, gate, own)
+
+
+def _parameters(maps: Iterable[Map], links: Iterable[Link]) -> list[Tensor]:
+    """Weights of the convolutions, then weight and bias of each norm."""
+    norms = [one.norm for one in maps if one.norm is not None]
+    return [link.convolution.weight for link in links] + [each for norm in norms for each in (norm.weight, norm.bias)]
 
 
 class _UnknownError(Exception):
@@ -113,9 +148,17 @@ def _follow(block: Block, names: tuple[str, ...], maps: list[Map], links: list[L
     """Adds the layers of these names, from the map `start` on; the index of the map that they end in."""
     at = start
     for name in names:
-        module = getattr(block, name)
-        before = maps[at]
-        if isinstance(module, nn.Conv2d) and _is_known(module):
+        module, before = getattr(block, name), maps[at]
+        if before.gated and not isinstance(module, nn.Conv2d):
+            raise _UnknownError
+        if (
+            name == "gate"
+            and isinstance(block, GatedBlock)
+            and before.norm is not None
+            and not any(one.gated for one in maps)
+        ):
+            maps[at] = before._replace(gated=True)
+        elif isinstance(module, nn.Conv2d) and _is_known(module):
             maps.append(Map(module.out_channels))
             links.append(Link(module, at, len(maps) - 1))
             at = len(maps) - 1
@@ -155,10 +198,7 @@ class Fused:
 
     def __init__(self, program: Program, library: Library) -> None:
         self.program, self.library = program, library
-        self.parameters = [link.convolution.weight for link in program.links]
-        for one in program.maps:
-            if one.norm is not None:
-                self.parameters += [one.norm.weight, one.norm.bias]
+        self.parameters = [*_parameters(program.maps, program.links), *program.gate_parameters]
         self._bound: dict[tuple[torch.Size, torch.dtype], _Bound] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -178,157 +218,192 @@ class Fused:
         return self._bound[key]
 
 
+class _Kept(NamedTuple):
+    """What the backward pass needs of the forward pass: the maps, what their norms came to, and the gate."""
+
+    values: Tensor
+    small: Tensor
+    gates: Tensor | None = None  # (B, whole planes of C)
+    pooled: Tensor | None = None
+    factors: Tensor | None = None  # (B, C, 1, 1), of `pooled`, with its graph
+
+
 class _Bound:
     """A program for inputs of one shape: the library's values, in which only addresses change from call to call."""
 
     def __init__(self, program: Program, library: Library, x: Tensor) -> None:
         assert library.loaded is not None
         self.program, self.dtype = program, x.dtype
-        self.suffix = "float" if x.dtype == torch.float32 else "double"
-        self.loaded, self.size = library.loaded, x.element_size()
-        lanes = self.loaded.lanes_float() if self.size == 4 else self.loaded.lanes_double()
+        suffix = "float" if x.dtype == torch.float32 else "double"
+        self.functions = {name: getattr(library.loaded, f"{name}_{suffix}") for name in FUNCTIONS}
+        lanes = getattr(library.loaded, f"lanes_{suffix}")()
         sizes = program.sizes((x.shape[0], x.shape[2], x.shape[3]))
+        self.entering = torch.Size(x.shape)
         self.shape = (x.shape[0], program.maps[program.main].channels, *sizes[program.main][1:])
-        self.nodes = (_Node * len(program.maps))()
         self.widths = [-(-one.channels // lanes) * lanes for one in program.maps]
-        self.counts = [images * height * width for images, height, width in sizes]
+        self.num_values = sum(math.prod(size) * width for size, width in zip(sizes, self.widths, strict=True))
+        self.nodes = (_Node * len(program.maps))()
         for node, one, (images, height, width) in zip(self.nodes, program.maps, sizes, strict=True):
             node.channels, node.images, node.height, node.width = one.channels, images, height, width
             node.activation, node.normalised = one.activation, one.norm is not None
             if one.norm is not None:
                 node.epsilon, node.momentum = one.norm.eps, one.norm.momentum
         self.convolutions = (_Convolution * len(program.links))()
-        consumers: set[int] = set()
-        for index, link in reversed(list(enumerate(program.links))):  # the order of the backward pass
-            convolution, weight = self.convolutions[index], link.convolution
+        for convolution, link in zip(self.convolutions, program.links, strict=True):
+            module = link.convolution
             convolution.source, convolution.to = self._address(link.source), self._address(link.to)
-            convolution.kernel, convolution.stride = weight.kernel_size[0], weight.stride[0]
-            convolution.padding = int(weight.padding[0])
-            convolution.more, convolution.last = link.source in consumers, 1
-            consumers.add(link.source)
-            for other in range(index + 1, len(program.links)):
-                if program.links[other].source == link.source:
-                    self.convolutions[other].last = 0
+            convolution.kernel, convolution.stride = module.kernel_size[0], module.stride[0]
+            convolution.padding, convolution.depthwise = int(module.padding[0]), module.groups > 1
+        # The backward pass goes from the last to the first; a map's gradient is complete with the first that reads it.
+        sources = [link.source for link in program.links]
+        for index, source in enumerate(sources):
+            self.convolutions[index].more = source in sources[index + 1 :]
+            self.convolutions[index].last = source not in sources[:index]
         self.ending = _Ending(
             self._address(program.main),
             None if program.other is None else self._address(program.other),
             program.other == 0,
             program.activation,
         )
+        self.chain = _Chain(
+            ctypes.addressof(self.nodes),
+            ctypes.addressof(self.convolutions),
+            ctypes.addressof(self.ending),
+            len(self.nodes),
+            len(self.convolutions),
+        )
+        gated = [index for index, one in enumerate(program.maps) if one.gated]
+        self.gated = gated[0] if gated else None
+        self.middle = sources.index(gated[0]) if gated else 0  # the first convolution behind the gate
+        self.addresses: list[int] = []
 
     def _address(self, index: int) -> int:
         return ctypes.addressof(self.nodes) + index * ctypes.sizeof(_Node)
 
-    def call(self, name: str, *arguments: Any) -> None:
-        if getattr(self.loaded, f"{name}_{self.suffix}")(*arguments):
-            raise MemoryError(f"no memory for {name} of a chain of {len(self.program.links)} convolutions")
+    def _call(self, name: str, *arguments: Any) -> None:
+        if self.functions[name](*arguments):
+            raise MemoryError(f"no memory for a chain of {len(self.program.links)} convolutions")
 
-    def place(self) -> tuple[Tensor, Tensor]:
-        """Memory for the values of all maps, and for what their norms come to."""
-        values = torch.empty(sum(c * w for c, w in zip(self.counts, self.widths, strict=True)), dtype=self.dtype)
-        return values, torch.empty(6 * sum(self.widths), dtype=self.dtype)
-
-    def bind(self, values: Tensor, small: Tensor) -> Tensor:
-        """Puts the addresses of the memory and of the parameters in; new sums, which are zero."""
+    def _bind(self, kept: _Kept, gradients: Tensor | None) -> Tensor:
+        """Puts the addresses of memory and of parameters in; new sums, which must outlive the calls."""
+        addresses = [one.data_ptr() for one in _parameters(self.program.maps, self.program.links)]
+        if addresses != self.addresses:
+            self._bind_parameters()
+            self.addresses = addresses
         sums = torch.zeros(2 * sum(self.widths), dtype=torch.float64)
-        at, beside, summed = values.data_ptr(), small.data_ptr(), sums.data_ptr()
-        for node, one, width, count in zip(self.nodes, self.program.maps, self.widths, self.counts, strict=True):
-            node.values, node.sums = at, summed
-            at += count * width * self.size
-            summed += 16 * width
-            if one.norm is not None:
-                step = width * self.size
-                node.scale, node.shift, node.mean = beside, beside + step, beside + 2 * step
-                node.inverse, node.slopes = beside + 3 * step, beside + 4 * step
-                norm = one.norm
+        self._call(
+            "bind",
+            ctypes.byref(self.chain),
+            kept.values.data_ptr(),
+            kept.small.data_ptr(),
+            sums.data_ptr(),
+            None if gradients is None else gradients.data_ptr(),
+        )
+        return sums
+
+    def _bind_parameters(self) -> None:
+        for node, one in zip(self.nodes, self.program.maps, strict=True):
+            if (norm := one.norm) is not None:
                 assert norm.running_mean is not None
                 assert norm.running_var is not None
                 node.weight, node.bias = norm.weight.data_ptr(), norm.bias.data_ptr()
                 node.running_mean, node.running_variance = norm.running_mean.data_ptr(), norm.running_var.data_ptr()
-            beside += 6 * width * self.size
         for convolution, link in zip(self.convolutions, self.program.links, strict=True):
             weight = link.convolution.weight
             convolution.weight = weight.data_ptr()
-            convolution.out_stride, convolution.in_stride, convolution.row_stride, convolution.column_stride = (
-                weight.stride()
-            )
-        return sums
+            convolution.out_stride, convolution.in_stride = weight.stride()[:2]
+            convolution.row_stride, convolution.column_stride = weight.stride()[2:]
 
-    def forward(self, x: Tensor, values: Tensor, small: Tensor) -> Tensor:
-        sums = self.bind(values, small)
+    def forward(self, x: Tensor) -> tuple[Tensor, _Kept]:
+        kept = _Kept(
+            torch.empty(self.num_values, dtype=self.dtype), torch.empty(6 * sum(self.widths), dtype=self.dtype)
+        )
+        sums = self._bind(kept, None)
         rows = x.contiguous(memory_format=torch.channels_last)
-        self.call("enter", self._pointer(0), _POINTER(rows.data_ptr()))
-        self._normalise(0)
-        for convolution, link in zip(self.convolutions, self.program.links, strict=True):
-            name = "depthwise_forward" if link.convolution.groups > 1 else "dense_forward"
-            self.call(name, ctypes.byref(convolution))
-            self._normalise(link.to)
         out = torch.empty(self.shape, dtype=self.dtype, memory_format=torch.channels_last)
-        self.call("leave", ctypes.byref(self.ending), _POINTER(out.data_ptr()))
+        ends = (ctypes.byref(self.chain), rows.data_ptr(), out.data_ptr())
+        if self.gated is None:
+            self._call("forward", *ends, 0, len(self.convolutions))
+        else:
+            self._call("forward", *ends, 0, self.middle)
+            kept = self._gate(kept)
+            self._call("forward", *ends, self.middle, len(self.convolutions))
+            self.nodes[self.gated].gate = None
         del sums
-        return out
+        return out, kept
 
-    def _pointer(self, index: int) -> ctypes.c_void_p:
-        return _POINTER(self._address(index))
+    def _gate(self, kept: _Kept) -> _Kept:
+        """The gate of what was pooled, by torch, with a graph for the backward pass."""
+        assert self.gated is not None
+        assert self.program.gate is not None
+        images, channels = self.shape[0], self.program.maps[self.gated].channels
+        pooled = torch.empty((images, channels, 1, 1), dtype=self.dtype)
+        self._call("pool", self._address(self.gated), pooled.data_ptr())
+        with torch.enable_grad():
+            factors = self.program.gate(pooled.requires_grad_())
+        gates = torch.zeros((images, self.widths[self.gated]), dtype=self.dtype)
+        gates[:, :channels] = factors.detach().flatten(1)
+        self.nodes[self.gated].gate = gates.data_ptr()
+        return kept._replace(gates=gates, pooled=pooled, factors=factors)
 
-    def _normalise(self, index: int) -> None:
-        if self.nodes[index].normalised:
-            self.call("normalise", self._pointer(index))
-
-    def backward(self, gradient: Tensor, values: Tensor, small: Tensor, *, wanted: bool) -> tuple[Tensor | None, ...]:
-        """Gradients of the input, of the convolutions' weights, and of weight and bias of each norm."""
-        sums = self.bind(values, small)
-        gradients = torch.empty_like(values)
-        at = gradients.data_ptr()
-        found: list[Tensor] = [torch.empty_like(link.convolution.weight) for link in self.program.links]
-        for convolution, link, into in zip(self.convolutions, self.program.links, found, strict=True):
-            convolution.weight_gradient = into.data_ptr()
-            convolution.out_stride, convolution.in_stride, convolution.row_stride, convolution.column_stride = (
-                into.stride()
-            )
-            assert into.stride() == link.convolution.weight.stride()
+    def backward(self, gradient: Tensor, kept: _Kept, *, wanted: bool) -> tuple[Tensor | None, ...]:
+        """Gradients of the input, of the convolutions' weights, of weight and bias of each norm, and of the gate."""
+        gradients = torch.empty_like(kept.values)
+        sums = self._bind(kept, gradients)
+        found: list[Tensor] = []
+        for convolution, link in zip(self.convolutions, self.program.links, strict=True):
+            found.append(torch.empty_like(link.convolution.weight))
+            assert found[-1].stride() == link.convolution.weight.stride()
+            convolution.weight_gradient = found[-1].data_ptr()
             convolution.wanted = wanted or link.source > 0 or self.program.maps[0].norm is not None
-        for node, one, width, count in zip(self.nodes, self.program.maps, self.widths, self.counts, strict=True):
-            node.gradient = at
-            at += count * width * self.size
+        for node, one in zip(self.nodes, self.program.maps, strict=True):
             if one.norm is not None:
                 found += [torch.empty_like(one.norm.weight), torch.empty_like(one.norm.bias)]
                 node.weight_gradient, node.bias_gradient = found[-2].data_ptr(), found[-1].data_ptr()
         rows = gradient.contiguous(memory_format=torch.channels_last)
-        self.call("leave_backward", ctypes.byref(self.ending), _POINTER(rows.data_ptr()))
-        for convolution, link in zip(reversed(self.convolutions), reversed(self.program.links), strict=True):
-            self._differentiate(link.to)
-            name = "depthwise_backward" if link.convolution.groups > 1 else "dense_backward"
-            self.call(name, ctypes.byref(convolution))
-        self._differentiate(0)
         entered = None
         if wanted:
-            entered = torch.empty(
-                (self.nodes[0].images, self.nodes[0].channels, self.nodes[0].height, self.nodes[0].width),
-                dtype=self.dtype,
-                memory_format=torch.channels_last,
-            )
-            added = ctypes.byref(self.ending) if self.program.other == 0 else None
-            self.call("enter_backward", self._pointer(0), added, _POINTER(entered.data_ptr()))
+            entered = torch.empty(self.entering, dtype=self.dtype, memory_format=torch.channels_last)
+        into = None if entered is None else entered.data_ptr()
+        ends = (ctypes.byref(self.chain), rows.data_ptr(), into)
+        if self.gated is None:
+            self._call("backward", *ends, len(self.convolutions), 0)
+        else:
+            node = self.nodes[self.gated]
+            assert kept.gates is not None
+            of_gates = torch.zeros_like(kept.gates)
+            node.gate, node.gate_gradient = kept.gates.data_ptr(), of_gates.data_ptr()
+            self._call("backward", *ends, len(self.convolutions), self.middle)
+            found += self._gate_backward(kept, of_gates)
+            self._call("backward", *ends, self.middle, 0)
+            node.gate = None
         del sums
         return entered, *found
 
-    def _differentiate(self, index: int) -> None:
-        if self.nodes[index].normalised:
-            self.call("differentiate", self._pointer(index))
+    def _gate_backward(self, kept: _Kept, of_gates: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of the gate's parameters; that of what was pooled goes on into the map."""
+        assert self.gated is not None
+        assert kept.factors is not None
+        assert kept.pooled is not None
+        needed = (kept.pooled, *self.program.gate_parameters)
+        of_factors = of_gates[:, : kept.pooled.shape[1]].reshape(kept.pooled.shape)
+        of_pooled, *others = torch.autograd.grad(kept.factors, needed, of_factors, retain_graph=True)
+        of_pooled = of_pooled.contiguous()
+        self._call("gate_backward", self._address(self.gated), of_pooled.data_ptr())
+        return tuple(others)
 
 
 class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, fused: Fused, *parameters: Tensor) -> Tensor:
         ctx.bound = fused.bound(x)
-        ctx.memory = ctx.bound.place()
         ctx.save_for_backward(*parameters)  # so that torch notices a change of them in between
-        return ctx.bound.forward(x, *ctx.memory)  # type: ignore[no-any-return]
+        out, ctx.kept = ctx.bound.forward(x)
+        return out  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors
-        x, *others = ctx.bound.backward(gradient, *ctx.memory, wanted=ctx.needs_input_grad[0])
+        x, *others = ctx.bound.backward(gradient, ctx.kept, wanted=ctx.needs_input_grad[0])
         return x, None, *others

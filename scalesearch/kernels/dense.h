@@ -230,7 +230,7 @@ static void NAME(rows_of)(const shape *s, int64_t count, int32_t *input, int32_t
             }
 }
 
-int NAME(dense_forward)(const convolution *of) {
+static int NAME(dense_forward)(const convolution *of) {
     const node *from = of->from, *to = of->to;
     const shape s = NAME(shape_of)(of);
     const int64_t in_planes = NAME(planes)(from->channels), out_planes = NAME(planes)(to->channels);
@@ -306,7 +306,7 @@ static int64_t NAME(input_class)(
 }
 
 /* Gradients of the weights and, where it is wanted, of the input. */
-int NAME(dense_backward)(const convolution *of) {
+static int NAME(dense_backward)(const convolution *of) {
     const node *from = of->from, *to = of->to;
     const shape s = NAME(shape_of)(of);
     const int64_t in_planes = NAME(planes)(from->channels), out_planes = NAME(planes)(to->channels);

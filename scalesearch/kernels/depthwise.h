@@ -132,7 +132,7 @@ static void NAME(read_kernels)(const convolution *of, int64_t plane, REAL *weigh
         }
 }
 
-int NAME(depthwise_forward)(const convolution *of) {
+static int NAME(depthwise_forward)(const convolution *of) {
     const shape s = NAME(depthwise_shape)(of);
     const int64_t map = s.padded_height * s.padded_width * LANES, taps = s.kernel * s.kernel;
     arena a = begin_arena(sizeof(REAL) * (map + taps * LANES));
@@ -168,7 +168,7 @@ static void NAME(spread)(const shape *s, const REAL *wide, const REAL *weights, 
 }
 
 /* Gradients of the weights and, where it is wanted, of the input. */
-int NAME(depthwise_backward)(const convolution *of) {
+static int NAME(depthwise_backward)(const convolution *of) {
     const shape s = NAME(depthwise_shape)(of);
     const int64_t map = s.padded_height * s.padded_width * LANES, wide_map = s.wide_height * s.wide_width * LANES;
     const int64_t taps = s.kernel * s.kernel, plain = s.height * s.width * LANES, channels = of->from->channels;

@@ -13,7 +13,7 @@ typedef struct {
     void *values, *gradient;           /* planes */
     void *scale, *shift, *mean, *inverse, *slopes; /* whole planes of channels; slopes has two of these */
     void *weight, *bias, *running_mean, *running_variance, *weight_gradient, *bias_gradient; /* channels */
-    void *gate;                        /* images x whole planes of channels, or null */
+    void *gate, *gate_gradient;        /* images x whole planes of channels, or null */
     double *sums;                      /* two of whole planes of channels, zero at first */
     int64_t channels, images, height, width, activation, normalised;
     double epsilon, momentum;
@@ -22,7 +22,7 @@ typedef struct {
 typedef struct {
     const node *from, *to;
     void *weight, *weight_gradient;    /* by strides */
-    int64_t out_stride, in_stride, row_stride, column_stride, kernel, stride, padding;
+    int64_t out_stride, in_stride, row_stride, column_stride, kernel, stride, padding, depthwise;
     int64_t wanted, more, last;        /* whether the input's gradient is wanted, added to, and then complete */
 } convolution;
 
@@ -30,6 +30,13 @@ typedef struct {
     const node *main, *other;          /* other: what is added, or null */
     int64_t raw, activation;           /* raw: the other is added as it came in */
 } ending;
+
+typedef struct {
+    node *nodes;
+    const convolution *convolutions;
+    const ending *ending;
+    int64_t num_nodes, num_convolutions;
+} chain;
 
 /* Memory of one call; each thread keeps its own for the next. */
 typedef struct { char *at; } arena;

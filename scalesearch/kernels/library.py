@@ -19,10 +19,15 @@ from scalesearch.machine import cpu_flags, instructions
 from scalesearch.text import one_line
 
 SOURCES = Path(__file__).parent
-FUNCTIONS = (
-    *("enter", "normalise", "dense_forward", "depthwise_forward", "leave"),
-    *("leave_backward", "differentiate", "dense_backward", "depthwise_backward", "enter_backward"),
-)
+_POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
+_ARGUMENTS = {
+    "bind": [_POINTER] * 5,
+    "forward": [_POINTER, _POINTER, _POINTER, _INTEGER, _INTEGER],
+    "pool": [_POINTER] * 2,
+    "backward": [_POINTER, _POINTER, _POINTER, _INTEGER, _INTEGER],
+    "gate_backward": [_POINTER] * 2,
+}
+FUNCTIONS = tuple(_ARGUMENTS)
 TYPES = ("float", "double")
 
 
@@ -87,7 +92,7 @@ def _loaded(path: Path) -> ctypes.CDLL | None:
     try:
         loaded = ctypes.CDLL(str(path))
         for name in (f"{function}_{of}" for function in FUNCTIONS for of in TYPES):
-            getattr(loaded, name).restype = ctypes.c_int if name.startswith(("dense", "depthwise")) else None
+            getattr(loaded, name).argtypes = _ARGUMENTS[name.rpartition("_")[0]]
     except (OSError, AttributeError):
         return None
     return loaded

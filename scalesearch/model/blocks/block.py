@@ -29,7 +29,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 class Chain(NamedTuple):
     """What a block computes, as names of its layers in their order, for a form that computes it in fewer passes.
 
-    layers: convolutions, norms and "activation", each applied to what the one before gives.
+    layers: convolutions, norms, "activation" and at most one "gate", each applied to what the one before gives.
     shortcut: what is added to the last: () the block's input, or the layers of a shortcut; None: nothing.
     shared: how many of `layers` come before the layers of the shortcut, too.
     activated: whether the row's activation comes after the sum.
@@ -78,11 +78,11 @@ class GatedBlock(Block):
     excite: Layer
 
     def gated(self, y: Tensor) -> Tensor:
-        return self._gated(y, self.activation, torch.sigmoid) if hasattr(self, "squeeze") else y
+        return y * self.gate(y.mean((2, 3), keepdim=True)) if hasattr(self, "squeeze") else y
 
-    def _gated(self, y: Tensor, activation: Layer, gate: Layer) -> Tensor:
-        pooled = y.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
-        return y * gate(self.excite(activation(self.squeeze(pooled))))
+    def gate(self, pooled: Tensor) -> Tensor:
+        """What each channel is multiplied by, of its mean: (B, C, 1, 1) both."""
+        return torch.sigmoid(self.excite(self.activation(self.squeeze(pooled))))
 
 
 def gate_layers(stage: Stage, channels: int, squeezed: int) -> Layers:

@@ -67,8 +67,8 @@ class GhostBottleneck(GatedBlock):
             add("shortcut", Convolution(entering, place.channels, side))
         return layers
 
-    def gated(self, y: Tensor) -> Tensor:
-        return self._gated(y, F.relu, F.hardsigmoid) if hasattr(self, "squeeze") else y
+    def gate(self, pooled: Tensor) -> Tensor:
+        return F.hardsigmoid(self.excite(F.relu(self.squeeze(pooled))))
 
     def forward(self, x: Tensor) -> Tensor:
         own = self.activation(self.expand_norm(self.expand(x)))

@@ -50,12 +50,11 @@ class InvertedResidual(GatedBlock):
         return self.project_norm(self.project(self.gated(x)))
 
     def chain(self) -> Chain | None:
-        if hasattr(self, "squeeze"):
-            return None
         steps = (
             ("first", "first_norm"),
             ("expand", "expand_norm", "activation"),
             ("depthwise", "depthwise_norm", "activation"),
+            *((("gate",),) if hasattr(self, "squeeze") else ()),
             ("project", "project_norm"),
         )
         layers = tuple(name for step in steps if hasattr(self, step[0]) for name in step)
@@ -77,8 +76,8 @@ class HardInvertedResidual(InvertedResidual):
         hidden = entering if stage.expand == 1 else round_channels(entering * stage.expand)
         return _layers(place, hidden, round_channels(hidden * stage.squeeze_excite))
 
-    def gated(self, y: Tensor) -> Tensor:
-        return self._gated(y, F.relu, F.hardsigmoid) if hasattr(self, "squeeze") else y
+    def gate(self, pooled: Tensor) -> Tensor:
+        return F.hardsigmoid(self.excite(F.relu(self.squeeze(pooled))))
 
 
 def _layers(place: Place, hidden: int, squeezed: int) -> Layers:
@@ -129,10 +128,12 @@ class FusedInvertedResidual(GatedBlock):
         return x + y if self.residual else y
 
     def chain(self) -> Chain | None:
-        if hasattr(self, "squeeze") or (self.residual and not hasattr(self, "project")):
-            return None
-        ends = tuple(name for name in ("project", "project_norm") if hasattr(self, name))
-        return Chain(("expand", "expand_norm", "activation", *ends), shortcut=() if self.residual else None)
+        if not hasattr(self, "project"):
+            gated_or_added = self.residual or hasattr(self, "squeeze")
+            return None if gated_or_added else Chain(("expand", "expand_norm", "activation"))
+        gate = ("gate",) if hasattr(self, "squeeze") else ()
+        layers = ("expand", "expand_norm", "activation", *gate, "project", "project_norm")
+        return Chain(layers, shortcut=() if self.residual else None)
 
 
 class EdgeResidual(FusedInvertedResidual):

@@ -150,6 +150,12 @@ class RegNetBottleneck(Bottleneck):
     def gated(self, y: Tensor) -> Tensor:
         return y
 
+    def chain(self) -> Chain:
+        gate = ("gate",) if hasattr(self, "squeeze") else ()
+        shortcut = ("shortcut", "shortcut_norm") if hasattr(self, "shortcut") else ()
+        first = ("conv1", "norm1", "activation", "conv2", "norm2", "activation")
+        return Chain((*first, *gate, "conv3", "norm3"), shortcut, activated=True)
+
 
 class PreactivationBottleneck(_Preactivation):
     """Bottleneck with full pre-activation (arXiv:1603.05027): norm and activation come before each convolution.
