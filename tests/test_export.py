@@ -33,6 +33,7 @@ NETWORKS = {
             {"block": "fused_mbconv", "channels": 24, "repeats": 2},
             {"block": "fused_mbconv", "channels": 32, "expand": 4, "squeeze_excite": 0.25, "activation": "gelu"},
             {"block": "edge_residual", "channels": 32, "repeats": 2},
+            {"block": "folded_mbconv", "channels": 32, "stride": 2, "repeats": 2, "squeeze_excite": 0.25},
             {"block": "bneck", "channels": 32, "expand": 3, "repeats": 2, "squeeze_excite": 0.25},
         ],
         "head": [

@@ -372,7 +372,7 @@ def test_a_space_to_depth_stem_is_timms() -> None:
 
 
 AT_FIRST: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
-    **dict.fromkeys(("mbconv", "bneck", "fused_mbconv", "edge_residual", "uib"), lambda block, x: x),
+    **dict.fromkeys(("mbconv", "bneck", "fused_mbconv", "edge_residual", "folded_mbconv", "uib"), lambda block, x: x),
     **dict.fromkeys(("basic", "bottleneck", "regnet"), lambda block, x: F.relu(shortcut(block, x))),
     **dict.fromkeys(("preact_basic", "preact_bottleneck"), lambda block, x: shortcut(block, x)),
 }

@@ -123,7 +123,7 @@ def _difference(network: Network, call: _Call) -> str:
     epsilons = {module.eps for module in theirs.modules() if isinstance(module, nn.BatchNorm2d | nn.LayerNorm)}
     if epsilons - {network.norm_epsilon}:
         return f"norm_epsilon is {network.norm_epsilon:g}; timm's is {max(epsilons):g}"
-    if any(isinstance(module, Conv2dSame) for module in theirs.modules()):
+    if any(isinstance(module, Conv2dSame) and module.kernel_size[0] % 2 for module in theirs.modules()):
         return "timm's pads as TensorFlow does"
     return ""
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 class Convolution(NamedTuple):
     """A record of a 2-d convolution; `resolution` is its output's side in px.
 
-    It is padded by half of its odd kernel, or, where it cuts an image into patches, not at all.
+    It is padded by half of its odd kernel; by an even one as TensorFlow does; or, where it cuts an image into patches,
+    not at all.
     """
 
     in_channels: int
@@ -41,12 +42,13 @@ class Convolution(NamedTuple):
         return self.out_channels * self.resolution**2
 
     def module(self) -> nn.Module:
-        made = nn.Conv2d(
+        even = self.padded and self.kernel % 2 == 0
+        made = (_EvenConvolution if even else nn.Conv2d)(
             self.in_channels,
             self.out_channels,
             self.kernel,
             self.stride,
-            self.kernel // 2 if self.padded else 0,
+            self.kernel // 2 if self.padded and not even else 0,
             groups=self.groups,
             bias=self.bias,
         )
@@ -163,6 +165,16 @@ class LayerScale(NamedTuple):
 
 Record = Convolution | BatchNorm | LayerNorm | Linear | Attention | Learned | LayerScale
 Layers = dict[str, Record]
+
+
+class _EvenConvolution(nn.Conv2d):
+    """Padded so that ceil(side / stride) remains, by one pixel more at the right and the lower edge where it is odd."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        rows, columns = (max(0, (-(-side // stride) - 1) * stride + kernel - side) for side in x.shape[2:])
+        around = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+        return super().forward(F.pad(x, around))
 
 
 class _Attention(nn.Module):

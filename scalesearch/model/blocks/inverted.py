@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ class InvertedResidual(GatedBlock):
     """
 
     name = "mbconv"
+    fields: ClassVar[tuple[str, ...]]
     fields = ("channels", "kernel", "stride", "expand", "squeeze_excite", "activation")
     expand: Layer  # with its norm absent where the row's `expand` is 1
     expand_norm: Layer
