@@ -117,7 +117,7 @@ class Progress:
     def __init__(self, *, total: int, slots: int) -> None:
         self._total, self._slots = total, slots
         self._done = self._trained = self._reused = self._failed = 0
-        self._accuracies: dict[str, list[float]] = {}
+        self._accuracies: dict[str, tuple[float, int]] = {}  # the sum, and of how many
         self._epochs = 0.0
         self._last = "starting workers and loading the data"
         self._started = time.monotonic()
@@ -133,7 +133,8 @@ class Progress:
         if epochs > self._epochs:  # accuracies of shorter schedules are no results
             self._epochs, self._accuracies = epochs, {}
         if ranked and result is not None and epochs == self._epochs:
-            self._accuracies.setdefault(name, []).append(result.val_accuracy)
+            total, number = self._accuracies.get(name, (0.0, 0))
+            self._accuracies[name] = (total + result.val_accuracy, number + 1)
         short = f", {epochs:g} epochs" if epochs < self._epochs else ""
         became = f"failed: {outcome.reason}" if result is None else f"{percent(result.val_accuracy)} %"
         source = " (from the ledger)" if outcome.reused else ""
@@ -151,7 +152,7 @@ class Progress:
             self.on_line(text)
 
     def _best(self) -> str:
-        means = {name: sum(values) / len(values) for name, values in self._accuracies.items()}
+        means = {name: total / number for name, (total, number) in self._accuracies.items()}
         best = max(means, key=lambda name: means[name], default="")
         return f"{best} {percent(means[best])} %" if best else ""
 

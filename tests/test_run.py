@@ -274,12 +274,15 @@ def test_the_answer_has_the_keys_of_its_contract(unbroken: Unbroken) -> None:
     assert answer == json.loads((directory(unbroken.workspace) / "result.json").read_text())
 
 
-def test_the_chosen_has_the_best_mean_of_the_candidates(unbroken: Unbroken) -> None:
+def test_the_chosen_is_expected_to_be_the_best_of_the_candidates(unbroken: Unbroken) -> None:
     table = pd.read_csv(directory(unbroken.workspace) / "candidates.csv").set_index("candidate")
-    best = table.drop(index="baseline")["val_accuracy_mean"].idxmax()
-    assert unbroken.ended.answer["chosen"]["id"] == best
-    assert list(table.index[table["chosen"]]) == [best]
-    assert table.loc[best, "val_accuracy_mean"] > 0.3, "nothing was learnt"
+    decision = pd.read_csv(directory(unbroken.workspace) / "decision.csv").set_index("candidate")
+    chosen, answer = decision["accuracy"].idxmax(), unbroken.ended.answer
+    assert answer["decision"]["chosen"] == answer["chosen"]["id"] == chosen
+    assert decision["expected_regret"].idxmin() == chosen
+    assert list(table.index[table["chosen"]]) == list(decision.index[decision["chosen"]]) == [chosen]
+    assert answer["best"]["id"] == table.drop(index="baseline")["val_accuracy_mean"].idxmax()
+    assert table.loc[chosen, "val_accuracy_mean"] > 0.3, "nothing was learnt"
 
 
 def test_the_tables_agree_with_the_ledger(unbroken: Unbroken) -> None:

@@ -69,6 +69,7 @@ class OptunaView:
         with _storing(self._storage):
             trial = self._open.get(candidate.id) or self._ask(candidate)
             self._report(trial, candidate, outcomes)
+            trial.set_user_attr("trainings", [_shown(outcome) for outcome in outcomes if outcome.result is not None])
             trial.set_user_attr("finished", finished)
             for outcome in outcomes:
                 if outcome.result is None:
@@ -80,12 +81,7 @@ class OptunaView:
     def _report(self, trial: optuna.trial.Trial, candidate: Candidate, outcomes: Sequence[Outcome]) -> None:
         finished = [outcome for outcome in outcomes if outcome.result is not None]
         for step in range(self._reported.get(candidate.id, 0), len(finished)):
-            outcome = finished[step]
-            assert outcome.result is not None
-            accuracy, training = outcome.result.val_accuracy, outcome.evaluation
-            trial.report(accuracy, step=step)
-            shown = {"seed": training.seed, "epochs": training.recipe.epochs, "val_accuracy": accuracy}
-            trial.set_user_attr(f"training_{step}", shown)
+            trial.report(_shown(finished[step])["val_accuracy"], step=step)
         self._reported[candidate.id] = len(finished)
 
     def _ask(self, candidate: Candidate) -> optuna.trial.Trial:
@@ -115,6 +111,12 @@ class OptunaView:
         return trial
 
 
+def _shown(outcome: Outcome) -> dict[str, float]:
+    assert outcome.result is not None
+    training = outcome.evaluation
+    return {"seed": training.seed, "epochs": training.recipe.epochs, "val_accuracy": outcome.result.val_accuracy}
+
+
 @contextlib.contextmanager
 def _storing(storage: str) -> Iterator[None]:
     """Whatever Optuna's storage raises (a full disk, a damaged file) comes out as an OSError that names it."""
@@ -134,9 +136,16 @@ def _open_study(storage: str, name: str) -> optuna.Study:
     """The study, made if it is new. Trials that an interrupted driver left open are told as failed; the study's
     lock says that no other driver is alive."""
     import optuna
+    import sqlalchemy
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    database = optuna.storages.RDBStorage(storage)
+    if storage.startswith("sqlite"):
+        # A commit need not reach the disk before the search goes on: a killed process loses nothing by that, and of a
+        # machine that loses its power the ledger has all.
+        sqlalchemy.event.listen(database.engine, "connect", lambda one, _: one.execute("PRAGMA synchronous=OFF"))
+        database.engine.dispose()  # connections from before
+    study = optuna.create_study(storage=database, study_name=name, direction="maximize", load_if_exists=True)
     while study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)):
         study.ask()
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -56,6 +57,8 @@ class Study:
     def __init__(self, workspace: Path, directory: Path) -> None:
         self.workspace, self.directory, self.name = workspace, directory, directory.name
         self.ledger = Ledger(workspace)
+        self._keys: set[tuple[str, str]] = set()  # of the evaluations that are known
+        self._next_write = 0.0
 
     @staticmethod
     def read(workspace: Path, name: str | None = None) -> Study:
@@ -326,10 +329,22 @@ class Study:
         return study
 
     def record(self, settings: StudySettings, trial: TrialResult) -> None:
-        """Keep the key of an evaluation, for `status`, and for finding its weights."""
-        rows, row = self.evaluations, self._row(settings, trial.candidate, trial.outcome.evaluation)
-        if row not in rows:
-            self._write_evaluations([*rows, row], self._planned["expected"])
+        """Keep the key of an evaluation, for `status`, and for finding its weights.
+
+        The file has all of them, so it takes the longer the more there are: no more than a twentieth of the time is
+        spent on writing it. What one write leaves out is in the next one, `record_all` at the latest.
+        """
+        row = self._row(settings, trial.candidate, trial.outcome.evaluation)
+        if not self._keys:
+            self._keys.update((one["candidate"], one["key"]) for one in self._planned["evaluations"])
+        if (row["candidate"], row["key"]) not in self._keys:
+            self._keys.add((row["candidate"], row["key"]))
+            self._planned["evaluations"].append(row)
+            began = time.monotonic()
+            if began >= self._next_write:
+                self._write_evaluations(self._planned["evaluations"], self._planned["expected"])
+                ended = time.monotonic()
+                self._next_write = ended + 19 * (ended - began)
 
     def record_all(self, settings: StudySettings, trials: Sequence[TrialResult]) -> None:
         """At the end of the search: these are all."""

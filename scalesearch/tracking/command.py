@@ -51,6 +51,7 @@ class CommandLog:
         self._parent = f"{command}:{datetime.now(UTC).isoformat()}"
         self._begun: dict[str, bool] = {}  # network to whether its run is still open
         self._results: dict[str, list[Result]] = {}
+        self._means: dict[str, float] = {}  # over the seeds so far
         self._metric: str | None = None  # of the recipe that trainings had; None is accuracy
         self._open = True
         note = f"`scalesearch {command}`\n\n```\n{summary}\n```"
@@ -113,7 +114,8 @@ class CommandLog:
         if result is not None and not short:
             whole = self._results.setdefault(name, [])
             whole.append(result)
-            self._log_metrics(child, {"val_accuracy": _mean(whole)}, step=len(whole))
+            self._means[name] = _mean(whole)
+            self._log_metrics(child, {"val_accuracy": self._means[name]}, step=len(whole))
 
     def attach(self, files: Sequence[Path]) -> None:
         """Files of the command, shown with its run."""

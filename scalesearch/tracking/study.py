@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,13 +39,9 @@ class StudyLog(CommandLog):
             triples = json.dumps([[t.alpha, t.beta, t.gamma] for t in candidate.triples])
             self._begin(candidate.id, params, _costs(candidate), tags={"triples": triples})
         self.trained(candidate.id, outcome, short="" if trained_for == epochs else f" of {trained_for:g} epochs")
-        means = [
-            statistics.fmean(result.val_accuracy for result in results)
-            for name, results in self._results.items()
-            if name != BASELINE
-        ]
-        if means and outcome.result is not None and trained_for == epochs:
-            self._log_metrics(self._parent, {"best_so_far": max(means)}, step=len(so_far))
+        if outcome.result is not None and trained_for == epochs and candidate.id != BASELINE:
+            best = max(mean for name, mean in self._means.items() if name != BASELINE)
+            self._log_metrics(self._parent, {"best_so_far": best}, step=len(so_far))
 
     def stopped(self, one: Stopped) -> None:
         """The strategy has taken a candidate out: its run ends, with the reason as a tag."""
