@@ -189,7 +189,8 @@ class Factory:
     `function` is "package.module:name", or "timm:name" of a network of timm. It is called with depth and width,
     multipliers of what it makes for 1 and 1, with resolution, the side of the square input in px, and with in_channels
     and num_classes; it returns the `nn.Module` that turns images into logits. Rounding depth and width is its own
-    business. A resolution is a multiple of `resolution_multiple` px.
+    business. A resolution is a multiple of `resolution_multiple` px, depth and width of `depth_multiple` and
+    `width_multiple`; 0: of any number.
     """
 
     name: str = field(compare=False)
@@ -200,6 +201,8 @@ class Factory:
     in_channels: Annotated[int, between(1, MAX_CHANNELS)] = 3
     num_classes: Classes = 1000
     resolution_multiple: Annotated[int, between(1, 256)] = 1
+    depth_multiple: Annotated[float, between(0, 1e3)] = 0.0
+    width_multiple: Annotated[float, between(0, 1e3)] = 0.0
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", self.function):
@@ -209,8 +212,9 @@ class Factory:
     def table(self) -> dict[str, Any]:
         """As `Network.table`: plain values, from which `from_table` makes an equal one."""
         values = {f.name: as_read(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "name"}
-        if self.resolution_multiple == 1:
-            del values["resolution_multiple"]
+        for name, usual in (("resolution_multiple", 1), ("depth_multiple", 0), ("width_multiple", 0)):
+            if values[name] == usual:
+                del values[name]
         return {"factory": values.pop("function")} | values
 
     def to_yaml(self, *, comment: str = "") -> str:

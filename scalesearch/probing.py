@@ -17,6 +17,7 @@ from scalesearch.network import MAX_RESOLUTION, AnyNetwork, Factory
 from scalesearch.scaling import Proxy, Rounding, shrink
 
 _MOST = 256  # px: the largest step of resolution that is looked for
+_FINEST = 64  # steps of depth or width in the baseline's own: the finest that is looked for
 
 
 class Proxied(NamedTuple):
@@ -28,10 +29,48 @@ class Proxied(NamedTuple):
 
 
 def with_grain(network: AnyNetwork) -> AnyNetwork:
-    """The network; of a trusted function that has no `resolution_multiple` yet, with the one that is found."""
-    if not isinstance(network, Factory) or network.resolution_multiple != 1 or not trusted(network.function):
+    """The network; of a trusted function with the multiples that it takes, as far as it does not state them."""
+    if not isinstance(network, Factory) or not trusted(network.function):
         return network
-    return replace(network, resolution_multiple=grain(network))
+    return replace(
+        network,
+        resolution_multiple=grain(network) if network.resolution_multiple == 1 else network.resolution_multiple,
+        depth_multiple=network.depth_multiple or multiple(network, "depth"),
+        width_multiple=network.width_multiple or multiple(network, "width"),
+    )
+
+
+@lru_cache(maxsize=1024)
+def multiple(network: Factory, name: str) -> float:
+    """Of what the "depth" or the "width" of a function must be a multiple: what lies between is refused. 0: of nothing.
+
+    A fault of the code is no such rule, and is met again by whoever needs that size.
+    Raises: FactoryError: the network cannot be at its own size.
+    """
+    computation(network)
+    own: float = getattr(network, name)
+
+    def takes(value: float) -> bool:
+        try:
+            return bool(computation(_sized(network, name, round(value, 9))))
+        except ValueError as error:
+            _raise_fault(error)
+            return False
+
+    try:
+        if any(takes(own * factor) for factor in (1.013, 1.037, 0.979)):
+            return 0.0
+        for parts in range(_FINEST, 0, -1):
+            step = own / parts
+            if takes(own + step) and takes(own + 2 * step) and (parts == 1 or takes(own - step)):
+                return round(step, 9)
+    except FactoryError:
+        return 0.0
+    return 0.0
+
+
+def _sized(network: Factory, name: str, value: float) -> Factory:
+    return replace(network, depth=value) if name == "depth" else replace(network, width=value)
 
 
 @lru_cache(maxsize=1024)
@@ -147,10 +186,15 @@ def _reason(error: ValueError) -> str:
 
 
 def grain_line(network: AnyNetwork) -> list[str]:
-    """A line on the resolutions that a function takes; none where it takes all."""
-    if not isinstance(network, Factory) or network.resolution_multiple == 1:
+    """Lines on the sizes that a function takes; none where it takes all."""
+    if not isinstance(network, Factory):
         return []
-    step = network.resolution_multiple
-    return [
-        f"resolutions are multiples of {step} px: {network.function} takes no others, or computes the same for them"
-    ]
+    lines = []
+    if (step := network.resolution_multiple) != 1:
+        lines.append(
+            f"resolutions are multiples of {step} px: {network.function} takes no others, or computes the same for them"
+        )
+    for name, size in (("depths", network.depth_multiple), ("widths", network.width_multiple)):
+        if size:
+            lines.append(f"{name} are multiples of {size:g}: {network.function} takes no others")
+    return lines

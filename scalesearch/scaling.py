@@ -101,7 +101,7 @@ def resize(
 ) -> AnyNetwork:
     """The network with depth, width and resolution multiplied, each rounded by `rounding`.
 
-    A `Factory` rounds depth and width itself.
+    A `Factory` rounds depth and width itself, but for the multiples that it takes.
     """
     if not all(0 < factor <= MAX_FACTOR for factor in (depth, width, resolution)):
         given = f"depth {depth:g}, width {width:g} and resolution {resolution:g}"
@@ -113,8 +113,8 @@ def resize(
         return replace(
             network,
             name=name or network.name,
-            depth=_snap(network.depth * depth),
-            width=_snap(network.width * width),
+            depth=_multiple(network.depth * depth, network.depth_multiple),
+            width=_multiple(network.width * width, network.width_multiple),
             resolution=side,
         )
     repeats = round_depth([stage.repeats for stage in network.stages], depth, rule=rounding.depth)
@@ -254,6 +254,15 @@ def _divisor(of: int, wanted: float) -> int:
     """
     divisors = {part for low in range(1, math.isqrt(of) + 1) if of % low == 0 for part in (low, of // low)}
     return min(divisors, key=lambda number: (abs(math.log(number / wanted)), number))
+
+
+def _multiple(value: float, of: float) -> float:
+    """The multiple of a number that is nearest to `value`, one of it at least; of 0 the value itself.
+
+    >>> _multiple(1.1, 0.25), _multiple(0.01, 0.25), _multiple(1.1, 0)
+    (1.0, 0.25, 1.1)
+    """
+    return _snap(value) if of == 0 else _snap(max(1, math.floor(_snap(value / of) + 0.5)) * of)
 
 
 def _snap(value: float) -> float:

@@ -92,7 +92,18 @@ WRONG = {
     "an operation in place, which the backward pass meets": (
         f"def run(self, x):\n    x = self.layers[0](x).sigmoid()\n    y = x * x\n    x.add_(1)\n"
         f"    return self.layers[1](y.mean((2, 3)))\nreturn Net(run, {NET})",
-        ["training step", "work on a copy"],
+        ["training step", "work on a copy", "line 20"],
+    ),
+    "a backward pass of its own": (
+        "class Twice(torch.autograd.Function):\n"
+        "    forward = staticmethod(lambda ctx, x: 2 * x)\n"
+        "    @staticmethod\n    def backward(ctx, grad):\n        return grad.missing()\n"
+        f"return Net(lambda self, x: self.layers[1](Twice.apply(self.layers[0](x)).mean((2, 3))), {NET})",
+        ["training step", "line 22"],
+    ),
+    "no way back": (
+        f"return Net(lambda self, x: {POOLED}.detach(), {NET})",
+        ["training step", "without .detach() or torch.no_grad()"],
     ),
     "chance": (
         "import random\nreturn nn.Sequential(nn.Conv2d(in_channels, 8, 3), *[nn.Conv2d(8, 8, 1) for _ in "
@@ -126,7 +137,7 @@ def test_what_is_wrong_is_named_with_its_place_the_size_and_a_remedy() -> None:
             assert "\n" not in message
             for words in expected:
                 assert words in message, f"{words!r} is not in {message!r}"
-            if " raised " in message and "backward" not in what:
+            if " raised " in message and what != "no way back":
                 assert "depth=1, width=1, resolution=16" in message
                 assert re.search(rf"wrong{number}\.py, line \d+|layer [\w.]+ \(\w+\)", message), message
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import Ended, case
 
 from scalesearch.network import Factory
-from scalesearch.probing import grain, unscaled
+from scalesearch.probing import grain, multiple, unscaled
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +66,29 @@ def test_the_grain_of_the_resolution_is_found() -> None:
             assert grain(factories.made(written(f"grain{number}", stem, before), resolution=side)) == expected
 
 
+# (what a function is given, the multiple that its widths or depths have)
+MULTIPLES = {
+    "any": ("", 0.0),
+    "whole channels": ("if 64 * {name} != int(64 * {name}):\n    raise ValueError('64 x {name} is not whole')", 1 / 64),
+    "groups of sixteen": ("assert 64 * {name} % 16 == 0, 'groups of 16'", 0.25),
+    "thirds": ("assert abs(3 * {name} - round(3 * {name})) < 1e-6", 1 / 3),
+    "whole numbers": ("assert {name} == int({name})", 1.0),
+    "a table": ("size = {{0.5: 1, 1.0: 2, 1.5: 3, 2.0: 4, 3.0: 6, 4.0: 8}}[{name}]", 0.5),
+    "one size": ("assert {name} == 1", 0.0),
+    "a fault of the code": ("if {name} not in (0.5, 1.0, 1.5, 2.0): undefined", 0.0),
+}
+
+
+@pytest.mark.parametrize("name", ["depth", "width"])
+def test_the_multiple_of_depth_and_width_is_found(name: str) -> None:
+    stem = "nn.Conv2d(in_channels, channels, 3, 2, 1)"
+    for number, (what, (before, expected)) in enumerate(MULTIPLES.items()):
+        with case(what):
+            function = written(f"{name}s{number}", stem, before.format(name=name))
+            assert multiple(factories.made(function, resolution=32), name) == pytest.approx(expected, abs=1e-6)
+    assert multiple(factories.made(f"{name}s2:make", resolution=32, **{name: 2.0}), name) == 0.25
+
+
 def test_dimensions_without_effect_are_found() -> None:
     stem = "nn.Conv2d(in_channels, channels, 3, 2, 1)"
     fixed = {
@@ -95,6 +118,17 @@ def test_a_function_of_multiples_gets_a_proxy_that_works_and_loses_no_gamma(comm
     assert {row["resolution"] % 32 for row in answer["candidates"]} == {0}
     assert "the proxy has resolution 32 instead of 16: it takes multiples of 32 px" in output
     assert "resolutions are multiples of 32 px" in output
+
+
+@pytest.mark.usefixtures("in_this_process", "brief_latencies")
+def test_a_function_that_takes_multiples_of_a_width_loses_no_beta(command: Callable[..., Ended]) -> None:
+    stem, before = "nn.Conv2d(in_channels, channels, 3, padding=1)", "assert 32 * width % 4 == 0, 'groups of 4'"
+    function = written("grouped", stem, before, SIZES.replace("4 * round(4 * width)", "int(32 * width)"))
+    code, answer, output = command(f"plan baseline.factory={function} baseline.resolution=8 proxy=none {PLAN}")
+    assert code == 0, output
+    assert answer["dropped"]["impossible"] == 0
+    assert "widths are multiples of 0.125: grouped:make takes no others" in output
+    assert len({beta for row in answer["candidates"] for _, beta, _ in row["triples"]}) > 3
 
 
 @pytest.mark.usefixtures("in_this_process", "brief_latencies")

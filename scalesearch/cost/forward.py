@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -104,11 +105,28 @@ def _take_step(module: nn.Module, network: Factory, *, real: bool) -> None:
         logits = module(images)
         check_logits(logits, network, 2)
         labels = torch.zeros(2, dtype=torch.long, device=images.device)
-        F.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
+        loss = F.cross_entropy(logits, labels)
     except FactoryError:
         raise
     except (Exception, SystemExit) as error:
         raise FactoryError.of(network, error, module, training=True) from error
+    try:
+        loss.backward()  # type: ignore[no-untyped-call]
+    except (Exception, SystemExit) as error:
+        came_from = _forward_lines(module, images, labels)
+        raise FactoryError.of(network, error, module, training=True, forward=came_from) from error
+
+
+def _forward_lines(module: nn.Module, images: Tensor, labels: Tensor) -> str:
+    """The lines of the forward pass whose backward pass fails, as a traceback; "" where torch does not know them."""
+    with warnings.catch_warnings(record=True) as warned, ExitStack() as open_until_here:
+        warnings.simplefilter("always")
+        open_until_here.enter_context(torch.autograd.detect_anomaly(check_nan=False))
+        try:
+            F.cross_entropy(module(images), labels).backward()  # type: ignore[no-untyped-call]
+        except (Exception, SystemExit):
+            return "".join(text for one in warned if "forward call" in (text := str(one.message)))
+    return ""
 
 
 def check_logits(logits: Any, network: Factory, num_images: int) -> None:

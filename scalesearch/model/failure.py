@@ -34,9 +34,17 @@ class FactoryError(ValueError):
 
     @staticmethod
     def of(
-        network: Factory, error: BaseException, module: nn.Module | None = None, *, training: bool = False
+        network: Factory,
+        error: BaseException,
+        module: nn.Module | None = None,
+        *,
+        training: bool = False,
+        forward: str = "",
     ) -> FactoryError:
-        """The error that the function raised `error`; given the module, that its forward pass did."""
+        """The error that the function raised `error`; given the module, that its forward pass did.
+
+        forward: where the backward pass failed, the traceback of the forward pass's part, if it is known.
+        """
         what, side = raised(error), network.resolution
         of = ""
         if module is not None:
@@ -46,7 +54,7 @@ class FactoryError(ValueError):
             f"{network.function}{of} raised {what} for depth={network.depth:g}, width={network.width:g}, "
             f"resolution={side}"
         )
-        place = _place(error.__traceback__, module)
+        place = _place(error.__traceback__, module) or _place_in(forward)
         remedy = _remedy(error, network, module)
         if place:
             message += f", in {place}"
@@ -68,15 +76,26 @@ def _place(trace: TracebackType | None, module: nn.Module | None) -> str:
     lines, layer = "", ""
     names = {} if module is None else {id(part): name for name, part in module.named_modules()}
     while trace is not None:
-        path = Path(trace.tb_frame.f_code.co_filename)
-        if path.is_file() and not is_installed(path) and not path.resolve().is_relative_to(_OURS):
-            shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-            lines = f"{shown}, line {trace.tb_lineno}"
+        lines = _users_line(trace.tb_frame.f_code.co_filename, trace.tb_lineno) or lines
         owner: Any = trace.tb_frame.f_locals.get("self")
         if names.get(id(owner)):
             layer = f"layer {names[id(owner)]} ({type(owner).__name__})"
         trace = trace.tb_next
     return ", ".join(part for part in (lines, layer) if part)
+
+
+def _place_in(traceback: str) -> str:
+    """The user's last line in the words of a traceback."""
+    lines = [_users_line(path, int(line)) for path, line in re.findall(r'File "([^"\n]+)", line (\d+)', traceback)]
+    return next(filter(None, reversed(lines)), "")
+
+
+def _users_line(file: str, line: int) -> str:
+    """A line of code in words; "" where it is not the user's."""
+    path = Path(file)
+    if not path.is_file() or is_installed(path) or path.resolve().is_relative_to(_OURS):
+        return ""
+    return f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}, line {line}"
 
 
 # (what the error says, what to do); the first that fits
@@ -119,6 +138,10 @@ _REMEDIES = (
     (
         r"cross_entropy|nll_loss",
         "in training mode too its forward pass must return the logits alone, of shape (B, num_classes)",
+    ),
+    (
+        r"does not require grad",
+        "nothing leads back from its logits to its weights: call it without .detach() or torch.no_grad() around them",
     ),
     (
         r"inplace operation|leaf Variable that requires grad",

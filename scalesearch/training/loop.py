@@ -256,7 +256,7 @@ def evaluate(
     model: nn.Module, network: AnyNetwork, data: Data, *, split: str, device: str | torch.device
 ) -> tuple[float, np.ndarray[Any, np.dtype[np.bool_]]]:
     """(mean loss, a bool per image whether it is right) on "val" or "test", in float32; see `objective.judged`."""
-    loss, correct, _, _ = _answers(model, network, data, split=split, device=device)
+    loss, correct, _, _ = _answers(model, network, data, split=split, device=device, scored=False)
     return loss, correct
 
 
@@ -264,17 +264,21 @@ def assess(
     model: nn.Module, network: AnyNetwork, recipe: Recipe, data: Data, *, split: str, device: str | torch.device
 ) -> tuple[float, np.ndarray[Any, np.dtype[np.bool_]], Scored | None]:
     """As `evaluate`, and what the recipe's metric says; None for plain accuracy. Raises: ValueError, as `score`."""
-    loss, correct, logits, labels = _answers(model, network, data, split=split, device=device)
-    if (recipe.metric is None and labels.ndim == 1) or not math.isfinite(loss):
+    scored = recipe.metric is not None or data.val_labels.ndim == 2
+    loss, correct, logits, labels = _answers(model, network, data, split=split, device=device, scored=scored)
+    if not scored or not math.isfinite(loss):
         return loss, correct, None
     return loss, correct, score(recipe.metric or ACCURACY, probabilities(logits, labels).numpy(), labels.numpy())
 
 
 @torch.no_grad()
 def _answers(
-    model: nn.Module, network: AnyNetwork, data: Data, *, split: str, device: str | torch.device
+    model: nn.Module, network: AnyNetwork, data: Data, *, split: str, device: str | torch.device, scored: bool
 ) -> tuple[float, np.ndarray[Any, np.dtype[np.bool_]], Tensor, Tensor]:
-    """(mean loss, whether each image is right (N,), logits (N, K), labels), the latter two on the CPU."""
+    """(mean loss, whether each image is right (N,), logits (N, K), labels), the latter two on the CPU.
+
+    Logits take 4 GB for a million images of a thousand classes: unless they are `scored` there are none, (0, K).
+    """
     model.eval()
     if split == "val":
         images, labels = resized(data, "val", network.resolution), data.val_labels
@@ -289,7 +293,7 @@ def _answers(
         loss_here, right = judged(logits, y)
         loss += loss_here
         correct.append(right)
-        given.append(logits)
+        given.append(logits if scored else logits[:0])
     return loss.item() / len(labels), torch.cat(correct).cpu().numpy(), torch.cat(given).cpu(), labels
 
 
