@@ -53,8 +53,10 @@ def gradients(module: nn.Module, form: Any, x: Tensor, seed: int) -> dict[str, T
     return found | {name: buffer.double() for name, buffer in module.named_buffers()}
 
 
-def assert_equal(block: Block, library: Library, x: Tensor, *, tolerance: float = 1e-9) -> None:
+def assert_equal(block: Block, library: Library, x: Tensor) -> None:
     """Torch's form and the library's agree, relative to the largest number of each tensor."""
+    # Torch's hard sigmoid has a sixth in float32 in its gradient, whatever the type of the numbers.
+    tolerance = 1e-7 if getattr(block, "hard", False) else 1e-9
     with torch.no_grad():
         for parameter in block.parameters():  # a norm's weight of zero would hide what comes before it
             parameter.add_(0.3 * torch.randn_like(parameter))

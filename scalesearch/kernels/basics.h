@@ -42,6 +42,8 @@ static INLINE VECTOR NAME(activate)(VECTOR u, int kind) {
         case RELU: return NAME(choose)(u < 0, zero, u);
         case RELU6: return NAME(choose)(u < 0, zero, NAME(choose)(u > 6, zero + 6, u));
         case SILU: return u / (1 + NAME(exponential)(-u));
+        case SIGMOID: return 1 / (1 + NAME(exponential)(-u));
+        case HARDSIGMOID: return NAME(choose)(u < -3, zero, NAME(choose)(u > 3, zero + 6, u + 3)) * (REAL)(1.0 / 6);
         case HARDSWISH: return u * NAME(choose)(u < -3, zero, NAME(choose)(u > 3, zero + 6, u + 3)) * (REAL)(1.0 / 6);
         default: return u;
     }
@@ -54,6 +56,8 @@ static INLINE VECTOR NAME(slope)(VECTOR u, int kind) {
         case RELU: return NAME(choose)(u > 0, one, zero);
         case RELU6: return NAME(choose)((u > 0) & (u < 6), one, zero);
         case SILU: s = 1 / (1 + NAME(exponential)(-u)); return s * (1 + u * (1 - s));
+        case SIGMOID: s = 1 / (1 + NAME(exponential)(-u)); return s * (1 - s);
+        case HARDSIGMOID: return NAME(choose)((u > -3) & (u < 3), zero + (REAL)(1.0 / 6), zero);
         case HARDSWISH: return NAME(choose)(u < -3, zero, NAME(choose)(u > 3, one, u * (REAL)(1.0 / 3) + (REAL)0.5));
         default: return one;
     }
@@ -66,6 +70,8 @@ static INLINE VECTOR NAME(slope)(VECTOR u, int kind) {
         case RELU6: BODY(RELU6); break; \
         case SILU: BODY(SILU); break; \
         case HARDSWISH: BODY(HARDSWISH); break; \
+        case SIGMOID: BODY(SIGMOID); break; \
+        case HARDSIGMOID: BODY(HARDSIGMOID); break; \
         default: BODY(NONE); break; \
     }
 
@@ -94,8 +100,8 @@ static void NAME(view)(const node *of, int64_t plane, int64_t position, int64_t 
         return;
     }
     const VECTOR scale = NAME(load)((REAL *)of->scale + plane * LANES), shift = NAME(load)((REAL *)of->shift + plane * LANES);
-    const int64_t width = NAME(planes)(of->channels) * LANES;
-    const REAL *gate = of->gate ? (REAL *)of->gate + position / (of->height * of->width) * width + plane * LANES : 0;
+    const int64_t image = position / (of->height * of->width);
+    const REAL *gate = of->gate ? (REAL *)of->gate + (plane * of->images + image) * LANES : 0;
 #define BODY(kind) \
     if (gate) NAME(view_kind)(to, from, count, scale, shift, gate, kind); \
     else NAME(view_kind)(to, from, count, scale, shift, 0, kind)
@@ -135,6 +141,14 @@ static void NAME(normalise)(const node *of) {
     REAL *mean = of->mean, *inverse = of->inverse, *scale = of->scale, *shift = of->shift;
     REAL *running_mean = of->running_mean, *running_variance = of->running_variance;
     const REAL *weight = of->weight, *bias = of->bias;
+    if (of->normalised == BIASED) {
+        for (int64_t c = 0; c < width; c++) {
+            scale[c] = c < of->channels;
+            shift[c] = c < of->channels ? bias[c] : 0;
+            mean[c] = inverse[c] = 0;
+        }
+        return;
+    }
     for (int64_t c = 0; c < width; c++) {
         const double origin = NAME(at)(of->values, of, c / LANES, 0)[c % LANES];
         const double offset = of->sums[c] / count, at = origin + offset;
@@ -176,7 +190,7 @@ static INLINE void NAME(settle_gated_kind)(
     const node *of, int64_t plane, int64_t position, int64_t count, const REAL *restrict gradient, int kind) {
     const REAL *values = NAME(at)(of->values, of, plane, position);
     const VECTOR scale = NAME(load)((REAL *)of->scale + plane * LANES), shift = NAME(load)((REAL *)of->shift + plane * LANES);
-    const int64_t width = NAME(planes)(of->channels) * LANES, map = of->height * of->width;
+    const int64_t map = of->height * of->width;
     for (int64_t i = 0; i < count;) {
         const int64_t image = (position + i) / map;
         int64_t end = (image + 1) * map - position;
@@ -185,7 +199,7 @@ static INLINE void NAME(settle_gated_kind)(
         for (; i < end; i++)
             sum += NAME(load)(gradient + i * LANES) *
                    NAME(activate)(scale * NAME(load)(values + i * LANES) + shift, kind);
-        REAL *to = (REAL *)of->gate_gradient + image * width + plane * LANES;
+        REAL *to = (REAL *)of->gate_gradient + (plane * of->images + image) * LANES;
         NAME(store)(to, NAME(load)(to) + sum);
     }
 }
@@ -198,7 +212,7 @@ static void NAME(settle)(const node *of, int64_t plane, int64_t position, int64_
         for (int64_t i = 0; i < count * LANES; i++) gradient[i] += to[i];
     if (!last || !of->normalised || of->gate) {
         memcpy(to, gradient, count * LANES * sizeof(REAL));
-        if (of->gate) { /* `gate_backward` goes on once the gate's own gradient is known */
+        if (of->gate) { /* `pool_backward` goes on once the gate's own gradient is known */
 #define BODY(kind) NAME(settle_gated_kind)(of, plane, position, count, gradient, kind)
             WITH_ACTIVATION(of->activation, BODY)
 #undef BODY
@@ -211,40 +225,34 @@ static void NAME(settle)(const node *of, int64_t plane, int64_t position, int64_
 #undef BODY
 }
 
-static INLINE void NAME(pool_kind)(const node *of, REAL *pooled, int kind) {
+static INLINE void NAME(pool_kind)(const node *of, const node *to, int kind) {
     const int64_t map = of->height * of->width;
     for (int64_t plane = 0; plane < NAME(planes)(of->channels); plane++) {
         const VECTOR scale = NAME(load)((REAL *)of->scale + plane * LANES), shift = NAME(load)((REAL *)of->shift + plane * LANES);
-        const int64_t left = of->channels - plane * LANES, lanes = left < LANES ? left : LANES;
         for (int64_t image = 0; image < of->images; image++) {
             const REAL *values = NAME(at)(of->values, of, plane, image * map);
             VECTOR sum = {0};
             for (int64_t i = 0; i < map; i++) sum += NAME(activate)(scale * NAME(load)(values + i * LANES) + shift, kind);
-            for (int64_t lane = 0; lane < lanes; lane++)
-                pooled[image * of->channels + plane * LANES + lane] = sum[lane] / map;
+            NAME(store)(NAME(at)(to->values, to, plane, image), sum / (REAL)map);
         }
     }
 }
 
-/* The mean over each image of what comes before the gate, (images, channels). */
-int NAME(pool)(const node *of, REAL *pooled) {
-#define BODY(kind) NAME(pool_kind)(of, pooled, kind)
+/* The mean over each image of what comes before the gate. */
+static void NAME(pool)(const node *of, const node *to) {
+#define BODY(kind) NAME(pool_kind)(of, to, kind)
     WITH_ACTIVATION(of->activation, BODY)
 #undef BODY
-    return 0;
 }
 
 /* From the gradients of what was gated and of the means to that of the normalised values. */
-int NAME(gate_backward)(const node *of, const REAL *pooled_gradient) {
-    const int64_t map = of->height * of->width, width = NAME(planes)(of->channels) * LANES;
-    for (int64_t plane = 0; plane < NAME(planes)(of->channels); plane++) {
-        const int64_t left = of->channels - plane * LANES, lanes = left < LANES ? left : LANES;
+static void NAME(pool_backward)(const node *of, const node *pooled) {
+    const int64_t map = of->height * of->width;
+    for (int64_t plane = 0; plane < NAME(planes)(of->channels); plane++)
         for (int64_t image = 0; image < of->images; image++) {
-            REAL *gradient = NAME(at)(of->gradient, of, plane, image * map), of_mean[LANES] = {0};
-            const VECTOR gate = NAME(load)((REAL *)of->gate + image * width + plane * LANES);
-            for (int64_t lane = 0; lane < lanes; lane++)
-                of_mean[lane] = pooled_gradient[image * of->channels + plane * LANES + lane] / map;
-            const VECTOR added = NAME(load)(of_mean);
+            REAL *gradient = NAME(at)(of->gradient, of, plane, image * map);
+            const VECTOR gate = NAME(load)((REAL *)of->gate + (plane * of->images + image) * LANES);
+            const VECTOR added = NAME(load)(NAME(at)(pooled->gradient, pooled, plane, image)) / (REAL)map;
             for (int64_t i = 0; i < map; i++)
                 NAME(store)(gradient + i * LANES, NAME(load)(gradient + i * LANES) * gate + added);
             const REAL *values = NAME(at)(of->values, of, plane, image * map);
@@ -252,8 +260,6 @@ int NAME(gate_backward)(const node *of, const REAL *pooled_gradient) {
             WITH_ACTIVATION(of->activation, BODY)
 #undef BODY
         }
-    }
-    return 0;
 }
 
 /* Gradients of a batch norm's weight and bias, and the coefficients by which `gradient_of` goes on. */
@@ -262,6 +268,11 @@ static void NAME(differentiate)(const node *of) {
     const REAL *inverse = of->inverse, *scale = of->scale;
     REAL *slopes = of->slopes, *weight_gradient = of->weight_gradient, *bias_gradient = of->bias_gradient;
     for (int64_t c = 0; c < width; c++) {
+        if (of->normalised == BIASED) {
+            slopes[c] = slopes[width + c] = 0;
+            if (c < of->channels) bias_gradient[c] = of->sums[c];
+            continue;
+        }
         const double sum = of->sums[c], product = of->sums[width + c];
         slopes[c] = -(double)scale[c] * inverse[c] * product / count;
         slopes[width + c] = -(double)scale[c] * sum / count;
@@ -289,42 +300,47 @@ static void NAME(gradient_of)(const node *of, int64_t plane, int64_t position, i
                                         (by_value * (NAME(load)(values + i * LANES) - mean) + constant));
 }
 
+/* `count` rows of `lanes` channels, `channels` apart, as vectors. `whole` of them are followed by enough to read. */
+static INLINE void NAME(read_rows)(
+    REAL *restrict to, const REAL *restrict rows, int64_t count, int64_t channels, int64_t lanes, int64_t whole) {
+    INTEGER kept[LANES];
+    PER_LANE kept[lane] = lane < lanes ? -1 : 0;
+    const MASK mask = *(const MASK *)kept;
+    int64_t i = 0;
+    for (; i < count && i < whole; i++)
+        NAME(store)(to + i * LANES, (VECTOR)((MASK)NAME(load)(rows + i * channels) & mask));
+    for (; i < count; i++)
+        PER_LANE to[i * LANES + lane] = lane < lanes ? rows[i * channels + lane] : 0;
+}
+
+/* The reverse. What is written beyond `lanes` belongs to a later row, or to a later plane of this one: so the last
+   plane comes first, and rows in their order. */
+static INLINE void NAME(write_rows)(
+    REAL *restrict rows, const REAL *restrict from, int64_t count, int64_t channels, int64_t lanes, int64_t whole) {
+    int64_t i = 0;
+    for (; i < count && i < whole; i++) NAME(store)(rows + i * channels, NAME(load)(from + i * LANES));
+    for (; i < count; i++)
+        for (int64_t lane = 0; lane < lanes; lane++) rows[i * channels + lane] = from[i * LANES + lane];
+}
+
+/* Of the rows from `position` on, those in which a whole vector of the plane ends within the tensor. */
+static INLINE int64_t NAME(whole_rows)(int64_t count, int64_t channels, int64_t plane, int64_t position) {
+    const int64_t room = count * channels - plane * LANES - LANES;
+    return room < 0 ? 0 : room / channels + 1 - position;
+}
+
 /* A torch tensor in channels_last, (positions, channels), into a node's planes. */
 static void NAME(enter)(const node *into, const REAL *restrict rows) {
     const int64_t channels = into->channels, count = NAME(positions)(into);
     for (int64_t plane = 0; plane < NAME(planes)(channels); plane++) {
         const int64_t left = channels - plane * LANES, lanes = left < LANES ? left : LANES;
-        REAL *restrict to = NAME(at)(into->values, into, plane, 0);
-        const REAL *restrict from = rows + plane * LANES;
-        if (lanes == LANES)
-            for (int64_t i = 0; i < count; i++) NAME(store)(to + i * LANES, NAME(load)(from + i * channels));
-        else
-            for (int64_t i = 0; i < count; i++) {
-                NAME(store)(to + i * LANES, (VECTOR){0});
-                for (int64_t lane = 0; lane < lanes; lane++) to[i * LANES + lane] = from[i * channels + lane];
-            }
-        if (into->normalised)
-            for (int64_t i = 0; i < count; i += 256)
-                NAME(add_moments)(into, plane, i, count - i < 256 ? count - i : 256);
-    }
-}
-
-static INLINE void NAME(write_rows)(REAL *restrict rows, const REAL *restrict from, int64_t count, int64_t channels, int64_t lanes) {
-    if (lanes == LANES)
-        for (int64_t i = 0; i < count; i++) NAME(store)(rows + i * channels, NAME(load)(from + i * LANES));
-    else
-        for (int64_t i = 0; i < count; i++)
-            for (int64_t lane = 0; lane < lanes; lane++) rows[i * channels + lane] = from[i * LANES + lane];
-}
-
-static INLINE void NAME(read_rows)(REAL *restrict to, const REAL *restrict rows, int64_t count, int64_t channels, int64_t lanes) {
-    if (lanes == LANES)
-        for (int64_t i = 0; i < count; i++) NAME(store)(to + i * LANES, NAME(load)(rows + i * channels));
-    else
-        for (int64_t i = 0; i < count; i++) {
-            NAME(store)(to + i * LANES, (VECTOR){0});
-            for (int64_t lane = 0; lane < lanes; lane++) to[i * LANES + lane] = rows[i * channels + lane];
+        for (int64_t i = 0; i < count; i += 256) {
+            const int64_t here = count - i < 256 ? count - i : 256;
+            NAME(read_rows)(NAME(at)(into->values, into, plane, i), rows + i * channels + plane * LANES, here, channels, lanes,
+                            NAME(whole_rows)(count, channels, plane, i));
+            if (into->normalised) NAME(add_moments)(into, plane, i, here);
         }
+    }
 }
 
 #define BLOCK 64
@@ -349,13 +365,14 @@ static void NAME(leave)(const ending *of, REAL *restrict rows) {
     REAL block[BLOCK * LANES];
     for (int64_t i = 0; i < count; i += BLOCK) {
         const int64_t here = count - i < BLOCK ? count - i : BLOCK;
-        for (int64_t plane = 0; plane < NAME(planes)(channels); plane++) {
+        for (int64_t plane = NAME(planes)(channels) - 1; plane >= 0; plane--) {
             const int64_t left = channels - plane * LANES, lanes = left < LANES ? left : LANES;
             NAME(sum_of)(of, plane, i, here, block);
 #define BODY(kind) NAME(activate_all)(block, here, kind)
             WITH_ACTIVATION(of->activation, BODY)
 #undef BODY
-            NAME(write_rows)(rows + i * channels + plane * LANES, block, here, channels, lanes);
+            NAME(write_rows)(rows + i * channels + plane * LANES, block, here, channels, lanes,
+                             NAME(whole_rows)(count, channels, plane, i));
         }
     }
 }
@@ -373,7 +390,8 @@ static void NAME(leave_backward)(const ending *of, const REAL *restrict rows) {
         const int64_t here = count - i < BLOCK ? count - i : BLOCK;
         for (int64_t plane = 0; plane < NAME(planes)(channels); plane++) {
             const int64_t left = channels - plane * LANES, lanes = left < LANES ? left : LANES;
-            NAME(read_rows)(block, rows + i * channels + plane * LANES, here, channels, lanes);
+            NAME(read_rows)(block, rows + i * channels + plane * LANES, here, channels, lanes,
+                            NAME(whole_rows)(count, channels, plane, i));
             if (of->activation != NONE) {
                 NAME(sum_of)(of, plane, i, here, values);
 #define BODY(kind) NAME(multiply_slopes)(block, values, here, kind)
@@ -393,14 +411,15 @@ static void NAME(enter_backward)(const node *of, const ending *added, REAL *rest
     REAL block[BLOCK * LANES];
     for (int64_t i = 0; i < count; i += BLOCK) {
         const int64_t here = count - i < BLOCK ? count - i : BLOCK;
-        for (int64_t plane = 0; plane < NAME(planes)(channels); plane++) {
+        for (int64_t plane = NAME(planes)(channels) - 1; plane >= 0; plane--) {
             const int64_t left = channels - plane * LANES, lanes = left < LANES ? left : LANES;
             NAME(gradient_of)(of, plane, i, here, block);
             if (added) {
                 const REAL *other = NAME(at)(added->main->gradient, of, plane, i);
                 for (int64_t k = 0; k < here * LANES; k++) block[k] += other[k];
             }
-            NAME(write_rows)(rows + i * channels + plane * LANES, block, here, channels, lanes);
+            NAME(write_rows)(rows + i * channels + plane * LANES, block, here, channels, lanes,
+                             NAME(whole_rows)(count, channels, plane, i));
         }
     }
 }

@@ -277,8 +277,8 @@ static void NAME(write_weight_gradient)(const convolution *of, const REAL *sums,
                     by_input ? sums[(tap * in_width + i) * out_width + o] : sums[(tap * out_width + o) * in_width + i];
 }
 
-/* Rows, segments and packed weights of one class of input positions; the number of rows. */
-static int64_t NAME(input_class)(
+/* Rows, segments and packed weights of one class of input positions. */
+static void NAME(input_class)(
     const convolution *of, const shape *s, int64_t count, phase_class y, phase_class x, int64_t plane_size, int32_t *in_at,
     int32_t *out_at, segment *segments, REAL *weights) {
     const int64_t out_planes = NAME(planes)(of->to->channels), in_width = NAME(planes)(of->from->channels) * LANES;
@@ -289,7 +289,6 @@ static int64_t NAME(input_class)(
                 in_at[rows] = ((i * s->wide_height + m + y.first + s->before_y) * s->wide_width + n + x.first + s->before_x) * LANES;
                 out_at[rows] = ((i * s->height + m * s->stride + y.phase) * s->width + n * s->stride + x.phase) * LANES;
             }
-    if (!weights) return rows;
     for (int64_t j = 0; j < y.taps; j++)
         for (int64_t k = 0; k < x.taps; k++) {
             const int64_t tap = (y.tap - j * s->stride) * s->kernel + x.tap - k * s->stride;
@@ -302,7 +301,6 @@ static int64_t NAME(input_class)(
                         weights[in] = in < of->from->channels ? NAME(weight_at)(of, plane * LANES + lane, in, tap) : 0;
             }
         }
-    return rows;
 }
 
 /* Gradients of the weights and, where it is wanted, of the input. */
@@ -325,7 +323,7 @@ static int NAME(dense_backward)(const convolution *of) {
     REAL *weights = take(&a, sizeof(REAL) * taps * to->channels * in_width);
     segment *segments = take(&a, sizeof(segment) * taps * out_planes);
     int32_t *input_at = take(&a, 4 * rows), *wide_at = take(&a, 4 * rows);
-    int32_t *class_in = take(&a, 4 * in_rows), *class_out = take(&a, 4 * in_rows);
+    int32_t *class_in = take(&a, 4 * in_rows), *class_out = take(&a, 4 * in_rows); /* of all classes */
     memset(input, 0, sizeof(REAL) * in_planes * input_size);
     memset(wide, 0, sizeof(REAL) * out_planes * wide_size);
     memset(sums, 0, sizeof(REAL) * taps * in_width * out_width);
@@ -349,12 +347,16 @@ static int NAME(dense_backward)(const convolution *of) {
         if (!of->wanted) continue;
         REAL *packed = weights;
         segment *listed = segments;
+        int64_t row = 0;
         for (int64_t one = 0; one < num_classes; one++) {
             const phase_class y = class_of(one / s.stride, s.height, s.kernel, s.stride, s.padding);
             const phase_class x = class_of(one % s.stride, s.width, s.kernel, s.stride, s.padding);
-            const int64_t found = NAME(input_class)(of, &s, count, y, x, wide_size, class_in, class_out, listed, first ? 0 : packed);
+            if (first == 0)
+                NAME(input_class)(of, &s, s.group, y, x, wide_size, class_in + row, class_out + row, listed, packed);
             const int64_t num_segments = y.taps * x.taps * out_planes;
-            NAME(product)(wide, class_in, found, result, class_out, in_rows * LANES, in_planes, listed, num_segments, packed);
+            NAME(product)(wide, class_in + row, count * y.count * x.count, result, class_out + row, in_rows * LANES, in_planes,
+                          listed, num_segments, packed);
+            row += s.group * y.count * x.count;
             listed += num_segments;
             packed += y.taps * x.taps * to->channels * in_width;
         }

@@ -6,14 +6,15 @@
 #include <string.h>
 
 #define INLINE inline __attribute__((always_inline))
-enum { NONE, RELU, RELU6, SILU, HARDSWISH };
+enum { NONE, RELU, RELU6, SILU, HARDSWISH, SIGMOID, HARDSIGMOID };
+enum { RAW, NORMALISED, BIASED }; /* what is done to a map before its activation */
 
 /* A map between two convolutions. `values` are raw; a convolution reads activation(scale * values + shift) * gate. */
 typedef struct {
     void *values, *gradient;           /* planes */
     void *scale, *shift, *mean, *inverse, *slopes; /* whole planes of channels; slopes has two of these */
     void *weight, *bias, *running_mean, *running_variance, *weight_gradient, *bias_gradient; /* channels */
-    void *gate, *gate_gradient;        /* images x whole planes of channels, or null */
+    void *gate, *gate_gradient;        /* planes of one vector an image, or null */
     double *sums;                      /* two of whole planes of channels, zero at first */
     int64_t channels, images, height, width, activation, normalised;
     double epsilon, momentum;
@@ -36,6 +37,8 @@ typedef struct {
     const convolution *convolutions;
     const ending *ending;
     int64_t num_nodes, num_convolutions;
+    node *gated, *pooled;              /* null where there is no gate */
+    const convolution *gate;           /* from what is pooled to what is squeezed, and from there to the gate */
 } chain;
 
 /* Memory of one call; each thread keeps its own for the next. */

@@ -19,14 +19,7 @@ from scalesearch.machine import cpu_flags, instructions
 from scalesearch.text import one_line
 
 SOURCES = Path(__file__).parent
-_POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
-_ARGUMENTS = {
-    "bind": [_POINTER] * 5,
-    "forward": [_POINTER, _POINTER, _POINTER, _INTEGER, _INTEGER],
-    "pool": [_POINTER] * 2,
-    "backward": [_POINTER, _POINTER, _POINTER, _INTEGER, _INTEGER],
-    "gate_backward": [_POINTER] * 2,
-}
+_ARGUMENTS = {"bind": 5, "forward": 3, "backward": 3}  # pointers all
 FUNCTIONS = tuple(_ARGUMENTS)
 TYPES = ("float", "double")
 
@@ -92,7 +85,7 @@ def _loaded(path: Path) -> ctypes.CDLL | None:
     try:
         loaded = ctypes.CDLL(str(path))
         for name in (f"{function}_{of}" for function in FUNCTIONS for of in TYPES):
-            getattr(loaded, name).argtypes = _ARGUMENTS[name.rpartition("_")[0]]
+            getattr(loaded, name).argtypes = [ctypes.c_void_p] * _ARGUMENTS[name.rpartition("_")[0]]
     except (OSError, AttributeError):
         return None
     return loaded

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalesearch.model.records import Convolution, Layers
@@ -72,8 +73,12 @@ class Block(nn.Module):
 
 
 class GatedBlock(Block):
-    """A block with a squeeze-and-excitation gate (arXiv:1709.01507) where its row has `squeeze_excite`."""
+    """A block with a squeeze-and-excitation gate (arXiv:1709.01507) where its row has `squeeze_excite`.
 
+    hard: whether the gate has a ReLU inside and is a hard sigmoid, whatever the row's activation (arXiv:1905.02244).
+    """
+
+    hard: ClassVar[bool] = False
     squeeze: Layer
     excite: Layer
 
@@ -82,6 +87,8 @@ class GatedBlock(Block):
 
     def gate(self, pooled: Tensor) -> Tensor:
         """What each channel is multiplied by, of its mean: (B, C, 1, 1) both."""
+        if self.hard:
+            return F.hardsigmoid(self.excite(F.relu(self.squeeze(pooled))))
         return torch.sigmoid(self.excite(self.activation(self.squeeze(pooled))))
 
 

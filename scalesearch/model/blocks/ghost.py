@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from scalesearch.model.blocks.block import GatedBlock, Layer, gate_layers
@@ -23,6 +22,7 @@ class GhostBottleneck(GatedBlock):
     """
 
     name = "ghost"
+    hard = True
     fields = ("channels", "kernel", "stride", "expand", "squeeze_excite", "activation")
     expand: Layer
     expand_norm: Layer
@@ -66,9 +66,6 @@ class GhostBottleneck(GatedBlock):
             add("shortcut_depthwise", Convolution(entering, entering, side, stage.kernel, place.stride, entering))
             add("shortcut", Convolution(entering, place.channels, side))
         return layers
-
-    def gate(self, pooled: Tensor) -> Tensor:
-        return F.hardsigmoid(self.excite(F.relu(self.squeeze(pooled))))
 
     def forward(self, x: Tensor) -> Tensor:
         own = self.activation(self.expand_norm(self.expand(x)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scalesearch.model.blocks.block import Chain, GatedBlock, Layer, gate_layers
@@ -72,15 +71,13 @@ class HardInvertedResidual(InvertedResidual):
     """
 
     name = "bneck"
+    hard = True
 
     @staticmethod
     def layers(place: Place) -> Layers:
         stage, entering = place.stage, place.in_channels
         hidden = entering if stage.expand == 1 else round_channels(entering * stage.expand)
         return _layers(place, hidden, round_channels(hidden * stage.squeeze_excite))
-
-    def gate(self, pooled: Tensor) -> Tensor:
-        return F.hardsigmoid(self.excite(F.relu(self.squeeze(pooled))))
 
 
 def _layers(place: Place, hidden: int, squeezed: int) -> Layers:
