@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from scalesearch.kernels import accelerate, choice
 from scalesearch.kernels.chain import Fused, program_of
 from scalesearch.kernels.library import Library, library
-from scalesearch.model import BLOCKS, Block, build
+from scalesearch.model import BLOCKS, Block, Chain, build
 from scalesearch.model.blocks import ACTIVATIONS
 from scalesearch.network import Network, Place, Stage
 from scalesearch.training import Diverged
@@ -185,6 +185,20 @@ def test_nan_goes_through(compiled: Library) -> None:
         assert Fused(program, compiled)(x).isnan().any(), activation
     with pytest.raises(Diverged):
         fit(TINY, changed(learning_rate=100.0, epochs=4))
+
+
+def test_a_block_of_others_that_inherits_a_chain_has_none() -> None:
+    class Doubled(BLOCKS["mbconv"]):  # type: ignore[misc,name-defined]
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    class Stated(Doubled):
+        def chain(self) -> Chain | None:
+            return super().chain()
+
+    place = random_place(random.Random(1), "mbconv")
+    assert program_of(Doubled(place)) is None
+    assert program_of(Stated(place)) is not None
 
 
 def test_a_second_order_gradient_is_refused(compiled: Library) -> None:

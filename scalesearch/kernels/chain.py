@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from scalesearch.kernels.library import FUNCTIONS, Library
-from scalesearch.model import Block
+from scalesearch.model import Block, blocks
 from scalesearch.model.blocks import GatedBlock
 
 KINDS: dict[type[nn.Module], int] = {nn.ReLU: 1, nn.ReLU6: 2, nn.SiLU: 3, nn.Hardswish: 4}  # as in kernels.c
@@ -107,8 +107,12 @@ class Program(NamedTuple):
 
 
 def program_of(block: Block) -> Program | None:
-    """What the library does for the block's chain; None where it has none, or a layer unknown to the library."""
-    chain = block.chain()
+    """What the library does for the block's chain; None where it has none, or a layer unknown to the library.
+
+    A block of another package that inherits a chain of ours, and may compute something else, has none.
+    """
+    own = type(block).__module__.startswith(f"{blocks.__name__}.") or "chain" in vars(type(block))
+    chain = block.chain() if own else None
     if chain is None:
         return None
     first = getattr(block, chain.layers[0])
