@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check install clean
+.PHONY: demo test test-all check bench install clean
 
 demo: install ## set everything up, then search coefficients for MobileNetV2 on Fashion-MNIST
 	$(BIN)/scalesearch run baseline=mobilenetv2
@@ -13,6 +13,9 @@ test: install ## all that a change can break, with a worker a core
 
 test-all: install ## and what takes long: kill loops, every experiment
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --durations 30 -m ""
+
+bench: install ## every benchmark, one after the other: an hour or two on two cores
+	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 check: install ## format, lint, types
 	$(BIN)/ruff format --check .

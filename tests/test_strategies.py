@@ -90,6 +90,14 @@ def test_failures_end_no_strategy(name: str) -> None:
     assert finished - stopped, "nobody is left who may be chosen"
 
 
+@pytest.mark.parametrize("name", ["grid", "grid1", "race", "knowledge"])
+def test_what_takes_long_is_trained_first(name: str) -> None:
+    problem = replace(line(6), macs=(100, 300, 200, 300, 50, 80))
+    requests = [step for step in answers(strategy_of(name), problem, noisy) if isinstance(step, Request)]
+    first = list(dict.fromkeys(request.candidate for request in requests))
+    assert first == [1, 3, 2, 0, 5, 4]
+
+
 def test_a_race_spends_what_it_was_given() -> None:
     problem = line(8)
     for compute in (0.25, 0.5, 1.0):

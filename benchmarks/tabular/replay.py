@@ -1,6 +1,6 @@
 """Replay every strategy on the recorded trainings, and put the tables into docs/search.md.
 
-    python benchmarks/tabular/replay.py                     # about an hour on two cores
+    python benchmarks/tabular/replay.py                     # half an hour on two cores
     python benchmarks/tabular/replay.py --replays 40        # a quick look, printed only
 
 Each replay splits the recorded seeds at random. A search sees validation accuracies of one part; the truth is the mean
@@ -35,7 +35,7 @@ SEEDS = 4  # of the recipe: what `grid` trains each candidate with
 SEEN = 8  # seeds that a search may come to; the others are the truth
 CONFIDENCE = 0.95
 PIECE = 20  # replays that a process takes at a time
-POPULATIONS, OF_EACH = 24, 10  # of the bootstrap
+POPULATIONS, OF_EACH = 16, 6  # of the bootstrap
 
 
 class Compared(NamedTuple):
@@ -70,7 +70,7 @@ COMPARED = (
     Compared("knowledge, compute 0.5", "knowledge", "posterior"),
     Compared("halving", "halving", "best"),
     Compared("tpe, compute 0.5", "tpe", "posterior"),
-    Compared("gp, compute 0.5", "gp", "posterior", share=0.1),
+    Compared("gp, compute 0.5", "gp", "posterior", share=0.2),
 )
 
 
@@ -277,14 +277,14 @@ def _row(*cells: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--replays", type=int, default=200)
+    parser.add_argument("--replays", type=int, default=100)
     options = parser.parse_args()
     page, number = PAGE.read_text(), options.replays
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         parts = {f"candidates of {baseline}": candidates_table(baseline) for baseline in BASELINES}
         parts |= {f"searches on {baseline}": strategies_table(baseline, number, pool) for baseline in BASELINES}
         parts |= {"sets": sets_table(number, pool), "calibration": calibration_table(number, pool)}
-        parts["agreement"] = agreement_table(5 * number, pool)
+        parts["agreement"] = agreement_table(10 * number, pool)
         for name, lines in parts.items():
             table = "\n".join(lines)
             print(f"\n{name}\n{table}", flush=True)
@@ -293,7 +293,7 @@ def main() -> None:
                 raise SystemExit(f"{PAGE} has no place for {begin}")
             before, _, rest = page.partition(begin)
             page = f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}"
-    if options.replays >= 200:
+    if options.replays >= 100:
         PAGE.write_text(page)
 
 

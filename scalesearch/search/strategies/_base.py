@@ -69,6 +69,11 @@ class Problem:
     def size(self) -> int:
         return len(self.macs)
 
+    @property
+    def longest_first(self) -> list[int]:
+        """The candidates in the order in which many workers finish them soonest: none is left with a long one alone."""
+        return sorted(range(self.size), key=lambda candidate: -self.macs[candidate])
+
     def nearest(self, alpha: float, beta: float) -> int:
         """The candidate one of whose triples is nearest, in ratios of depth and of width squared."""
 

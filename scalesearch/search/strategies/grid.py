@@ -17,7 +17,7 @@ class Strategy:
     lookahead: ClassVar[None] = None
 
     def steps(self, problem: Problem, seen: History) -> Iterator[Step]:
-        for candidate in range(problem.size):
+        for candidate in problem.longest_first:
             for seed in range(self.seeds or problem.seeds):
                 yield Request(candidate, seed)
 

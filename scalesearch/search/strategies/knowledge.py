@@ -34,7 +34,7 @@ class Strategy:
     regret: Regret = None
 
     def steps(self, problem: Problem, seen: History) -> Iterator[Step]:
-        for candidate in range(problem.size):
+        for candidate in problem.longest_first:
             yield Request(candidate, 0)
         requested = dict.fromkeys(range(problem.size), 1)
         left = self.compute * problem.seeds * sum(problem.macs) - sum(problem.macs)

@@ -42,7 +42,7 @@ class Strategy:
     regret: Regret = None
 
     def steps(self, problem: Problem, seen: History) -> Iterator[Step]:
-        for candidate in range(problem.size):
+        for candidate in problem.longest_first:
             yield Request(candidate, 0)
         left = self.compute * problem.seeds * sum(problem.macs) - sum(problem.macs)
         yield from self.add_seeds(problem, seen, dict.fromkeys(range(problem.size), 1), left)
