@@ -6,9 +6,9 @@ import math
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,20 @@ def compiled() -> Library:
 
 
 @pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and no choice that this process knows."""
     monkeypatch.setenv("SCALESEARCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(choice, "_known", {})
     return tmp_path / "cache" / "kernels"
+
+
+@pytest.fixture
+def fresh(empty: Path, compiled: Library) -> Path:
+    """The same, with the library, which takes seconds to compile."""
+    assert compiled.loaded is not None
+    empty.mkdir(parents=True)
+    shutil.copy(compiled.loaded._name, empty)
+    return empty
 
 
 def gradients(module: nn.Module, form: Any, x: Tensor, seed: int) -> dict[str, Tensor]:
@@ -223,7 +232,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
 
 
 def test_where_nothing_can_be_compiled_torch_does_the_work(
-    tmp_path: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = without(monkeypatch)
     (tmp_path / "file").touch()
@@ -239,18 +248,17 @@ def test_where_nothing_can_be_compiled_torch_does_the_work(
             assert numbers(result) == expected
             assert result.kernels is not None
             assert re.match(why, result.kernels), result.kernels
-    assert not list(fresh.glob("*")), "what cannot be loaded is not kept"
+    assert not list(empty.glob("*")), "what cannot be loaded is not kept"
 
 
-def test_a_damaged_library_is_compiled_again(compiled: Library, fresh: Path) -> None:
-    fresh.mkdir(parents=True)
-    path = fresh / f"{compiled.digest}.so"
+def test_a_damaged_library_is_compiled_again(compiled: Library, empty: Path) -> None:
+    empty.mkdir(parents=True)
+    path = empty / f"{compiled.digest}.so"
     path.write_bytes(b"\x7fELF torn")
     assert library().loaded is not None
     assert path.stat().st_size > 10_000
 
 
-@pytest.mark.usefixtures("compiled")
 def test_a_training_is_the_same_when_it_is_repeated(fresh: Path) -> None:
     first = fit(TINY, RECIPE)
     lines = (fresh / "choices.jsonl").read_text()
@@ -261,7 +269,6 @@ def test_a_training_is_the_same_when_it_is_repeated(fresh: Path) -> None:
     assert (fresh / "choices.jsonl").read_text() == lines
 
 
-@pytest.mark.usefixtures("compiled")
 def test_the_first_choice_of_the_file_is_taken_and_torn_lines_are_not(
     fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,17 +287,16 @@ def test_the_first_choice_of_the_file_is_taken_and_torn_lines_are_not(
         assert fused or numbers(result) == without(monkeypatch)
 
 
-@pytest.mark.usefixtures("compiled")
 def test_a_choice_that_cannot_be_kept_holds_for_the_process(fresh: Path) -> None:
-    (fresh / "choices.jsonl").mkdir(parents=True)
+    (fresh / "choices.jsonl").mkdir()
     first, again = fit(TINY, RECIPE), fit(TINY, RECIPE)
     assert numbers(again) == numbers(first)
     assert again.kernels == first.kernels
 
 
-def test_what_is_appended_behind_a_torn_line_is_read(fresh: Path) -> None:
-    fresh.mkdir(parents=True)
-    path = fresh / "choices.jsonl"
+def test_what_is_appended_behind_a_torn_line_is_read(empty: Path) -> None:
+    empty.mkdir(parents=True)
+    path = empty / "choices.jsonl"
     path.write_text('{"key": "a", "fus')
     assert choice._keep(path, "a", {"key": "a", "fused": False}, True) is False
     assert choice._keep(path, "a", {"key": "a", "fused": True}, True) is False, "the first holds"
