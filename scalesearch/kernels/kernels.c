@@ -87,6 +87,9 @@ static void *take(arena *from, int64_t bytes) {
 #undef REAL
 #undef INTEGER
 #undef LANES
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("O1") /* trainings are in float32; this one serves comparisons, and compiles in less time */
+#endif
 #define REAL double
 #define INTEGER int64_t
 #define LANES (BYTES / 8)
