@@ -304,6 +304,8 @@ def _run(command: str, composed: DictConfig, as_json: bool) -> int:
                 return int(module.run(arguments, groups, screen))
     except workspace.Infeasible as error:
         return _fail(str(error), workspace.INFEASIBLE)
+    except workspace.AllAlike as error:
+        return _fail(str(error), workspace.ALL_FAILED)
     except StudyLocked as error:
         return _fail(str(error), workspace.LOCKED)
     except ValueError as error:

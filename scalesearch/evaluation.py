@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import logging
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from scalesearch.model import identity
 from scalesearch.network import AnyNetwork, Factory
 from scalesearch.text import listed
 from scalesearch.training import ACCURACY, Recipe, Result, metrics, worker
+from scalesearch.workspace import AllAlike
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Evaluator:
     def __init__(self, ledger: Ledger, executor: Pool, data: DataSpec) -> None:
         self._ledger, self._executor, self._data = ledger, executor, data
         self.slots = executor.slots
+        self._alike, self._reason = 0, ""
 
     def precision(self, network: AnyNetwork, recipe: Recipe) -> str:
         """What `network` is trained in, "float32" or "bfloat16": as the recipe asks, or as a worker's timing decides.
@@ -150,6 +153,8 @@ class Evaluator:
         Raises:
             CancelledError: the executor was shut down.
             RuntimeError: None comes and no outcome can.
+            AllAlike: several trainings in a row have failed in the same way.
+            OSError: there is nothing that a training could run on.
         """
         source, exhausted = iter(evaluations), False
         running: dict[Future[dict[str, Any]], tuple[Evaluation, Claim]] = {}
@@ -172,7 +177,9 @@ class Evaluator:
                 if running:
                     done, _ = wait(running, timeout=0.5 if elsewhere else None, return_when=FIRST_COMPLETED)
                     # All are recorded before any is yielded: the consumer may not come back for the second.
-                    yield from [self._record(*running.pop(future), future) for future in done]
+                    for outcome in [self._record(*running.pop(future), future) for future in done]:
+                        yield outcome
+                        self._refuse_alike(outcome)
                 elif elsewhere:
                     time.sleep(0.5)
                 elif exhausted:
@@ -184,6 +191,17 @@ class Evaluator:
                 if future.done() and not future.cancelled() and future.exception() is None:
                     self._record(evaluation, claim, future)
                 claim.release()
+
+    def _refuse_alike(self, outcome: Outcome) -> None:
+        """Raises: AllAlike where as many trainings in a row as `_ALIKE` have failed for the same reason."""
+        reason = re.sub(r"[\d.]+", "0", outcome.reason)  # in another epoch, with another seed
+        self._alike = self._alike + 1 if outcome.result is None and reason == self._reason else 1
+        self._reason = reason
+        if outcome.result is None and self._alike >= _ALIKE:
+            raise AllAlike(
+                f"{_ALIKE} trainings in a row failed in one way, so no more are begun; the last: {outcome.reason}. "
+                "When the cause is mended: the same command with retry=true; without it, it goes on with the others"
+            )
 
     def _begin(
         self,
@@ -278,7 +296,7 @@ class Evaluator:
     def _record(self, evaluation: Evaluation, claim: Claim, future: Future[dict[str, Any]]) -> Outcome:
         with claim:
             error = future.exception()  # raises CancelledError itself where the executor never began it
-            if isinstance(error, CancelledError):
+            if isinstance(error, CancelledError | OSError):  # the latter: there was nothing to run it on
                 raise error
             answer = future.result() if error is None else {"reason": str(error)}
             record = self._put(evaluation.key, evaluation.specification(), **answer)
@@ -354,6 +372,7 @@ def mixed_machines(outcomes: Iterable[Outcome]) -> str | None:
 
 
 _END: Any = object()
+_ALIKE = 5  # failures in a row
 _MOST_TIMED = 6  # networks of a plan; others are taken to be as fast per multiply-add as the nearest of these
 
 

@@ -29,6 +29,10 @@ class Infeasible(Exception):  # noqa: N818 - an answer: no network meets the con
     """Nothing meets the constraints; the message names the nearest points."""
 
 
+class AllAlike(Exception):  # noqa: N818 - what trainings do
+    """So many trainings in a row have failed in the same way that the others would as well."""
+
+
 def conf_dir() -> Path:
     """The configuration that ships: in the package in a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parent

@@ -9,19 +9,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import case, children, recipe
 from tiny import DATA, DIGITS, TINY
 
 from scalesearch.evaluation import Evaluation, Evaluator, Outcome
-from scalesearch.executor import LocalExecutor
+from scalesearch.executor import EvaluationFailed, LocalExecutor
+from scalesearch.executor.pool import TRIES
 from scalesearch.ledger import Ledger, evaluation_key
-from scalesearch.training import Recipe
+from scalesearch.training import Recipe, Result
+from scalesearch.workspace import AllAlike
 
 pytestmark = pytest.mark.xdist_group("evaluation")  # they share two workers
 
@@ -183,7 +186,7 @@ def assert_once(*answers: list[Any], wanted: list[Evaluation]) -> None:
 # --- failures and stops ---------------------------------------------------------------------------------------------
 
 
-def test_a_killed_worker_fails_its_own_evaluation_and_no_other(ledger: Ledger) -> None:
+def test_what_kills_its_worker_again_and_again_fails_and_no_other(ledger: Ledger) -> None:
     wanted = [evaluation(0, ENDLESS), evaluation(1), evaluation(2)]
     before = children()
     with LocalExecutor(workers=1) as one:
@@ -195,7 +198,11 @@ def test_a_killed_worker_fails_its_own_evaluation_and_no_other(ledger: Ledger) -
         driver = threading.Thread(target=drive)
         driver.start()
         wait_for_claim(ledger, wanted[0].key)
-        os.kill(until(lambda: children() - before).pop(), signal.SIGKILL)
+        killed = set(before)
+        for _ in range(TRIES):
+            pid = until(lambda: children() - killed).pop()
+            killed.add(pid)
+            os.kill(pid, signal.SIGKILL)
         driver.join(60)
         assert not driver.is_alive()
     assert [(o.evaluation.seed, o.result is None) for o in outcomes] == [(0, True), (1, False), (2, False)]
@@ -438,3 +445,52 @@ def test_a_record_with_which_nothing_can_be_done_is_done_again(
             assert outcome.result is not None
             assert outcome.result.val_accuracy == first.result.val_accuracy
             assert evaluation(0).key in caplog.messages[0]
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_failures_of_one_kind_in_a_row_end_the_run_and_others_do_not(ledger: Ledger) -> None:
+    class Failing:
+        """Every training fails but those of `finish`; their reasons differ in numbers, or in words as well."""
+
+        slots = 1
+
+        def __init__(self, finish: set[int], words: str) -> None:
+            self.finish, self.words = finish, words
+
+        def submit(self, function: Any, specification: dict[str, Any]) -> Future[dict[str, Any]]:
+            seed, future = specification["seed"], Future[dict[str, Any]]()
+            if seed in self.finish:
+                future.set_result({"result": RESULT.to_json(), "environment": {}})
+            else:
+                future.set_exception(EvaluationFailed(f"{self.words[seed % len(self.words)]} at {seed}.5", ""))
+            return future
+
+    wanted = [evaluation(seed) for seed in range(12)]
+    for finish, words, ran in ((set(), "a", 5), ({3}, "a", 9), ({3, 7}, "a", 12), (set(), "ab", 12)):
+        with case(finish, words):
+            for one in wanted:
+                ledger.forget(one.key)
+            outcomes: list[Outcome] = []
+            run = Evaluator(ledger, Failing(finish, words), DIGITS).run(wanted)  # type: ignore[arg-type]
+            if ran < 12:
+                with pytest.raises(AllAlike, match=r"5 trainings in a row failed in one way, .*; the last: a at"):
+                    outcomes.extend(run)
+            else:
+                outcomes.extend(run)
+            assert sum(ledger.get(one.key) is not None for one in wanted) == ran
+            if not finish and words == "a":  # and what has failed is not counted again
+                with pytest.raises(AllAlike):
+                    outcomes.extend(Evaluator(ledger, Failing(finish, words), DIGITS).run(wanted))  # type: ignore[arg-type]
+                assert sum(ledger.get(one.key) is not None for one in wanted) == 10
+
+
+RESULT = Result(
+    val_accuracy=0.5,
+    val_loss=1.0,
+    correct=np.array([True, False]),
+    curve=(),
+    train_seconds=1.0,
+    images_per_second=1.0,
+)

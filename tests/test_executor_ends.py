@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -18,7 +19,8 @@ import tasks
 from conftest import case, children
 from tasks import gone_within, is_alive, read_pid
 
-from scalesearch.executor import EvaluationFailed, LocalExecutor, WorkerDied
+from scalesearch.executor import EvaluationFailed, LocalExecutor, Pool, WorkerDied
+from scalesearch.executor.pool import TRIES
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures("nothing_is_left_behind")
@@ -42,17 +44,66 @@ def test_an_exception_arrives_in_words_and_the_worker_lives_on() -> None:
                 assert executor.submit(tasks.echo, {}).result(timeout=10)["pid"] == before
 
 
-def test_a_killed_worker_fails_only_what_it_was_doing(tmp_path: Path) -> None:
+def test_what_a_worker_died_under_is_run_again_three_times_in_all(tmp_path: Path) -> None:
     with LocalExecutor(2) as executor:
         victim = executor.submit(tasks.sleep, {"file": str(tmp_path / "victim")})
         other = executor.submit(tasks.sleep, {"seconds": 1})
         later = [executor.submit(tasks.echo, {"i": i}) for i in range(4)]
-        pid = read_pid(tmp_path / "victim")
-        os.kill(pid, signal.SIGKILL)
-        with pytest.raises(WorkerDied, match=rf"worker process {pid} was killed by SIGKILL .*memory"):
-            victim.result(timeout=5)
-        assert other.result(timeout=10)["pid"] != pid
+        pids = []
+        for _ in range(TRIES):
+            pids.append(read_pid(tmp_path / "victim"))
+            (tmp_path / "victim").unlink()
+            os.kill(pids[-1], signal.SIGKILL)
+        with pytest.raises(WorkerDied, match=rf"worker process {pids[-1]} was killed by SIGKILL .*memory"):
+            victim.result(timeout=10)
+        assert len(set(pids)) == TRIES
+        assert other.result(timeout=10)["pid"]
         assert [future.result(timeout=10)["got"] for future in later] == [{"i": i} for i in range(4)]
+
+
+def test_what_the_machine_lost_once_is_finished(tmp_path: Path) -> None:
+    with LocalExecutor(1) as executor:
+        future = executor.submit(tasks.sleep, {"file": str(tmp_path / "pid"), "seconds": 1})
+        os.kill(pid := read_pid(tmp_path / "pid"), signal.SIGKILL)
+        assert future.result(timeout=20)["pid"] != pid
+
+
+class SickOrNot:
+    """A seat that is no process: a sick one's worker dies under everything."""
+
+    def __init__(self, sick: bool) -> None:
+        self.sick, self.ran, self.closed = sick, 0, False
+
+    def run(self, name: str, specification: str) -> str:
+        self.ran += 1
+        time.sleep(0.001 if self.sick else 0.02)  # and is free again before the others
+        if self.sick:
+            raise WorkerDied("worker process 1 was killed by SIGKILL")
+        return json.dumps({"result": json.loads(specification)})
+
+    def close(self) -> None:
+        self.closed = True
+
+    kill = close
+
+
+def test_a_sick_seat_gets_no_more_work_and_nothing_is_lost() -> None:
+    for healthy in (1, 3):
+        seats = [SickOrNot(sick=True), *(SickOrNot(sick=False) for _ in range(healthy))]
+        with case(healthy), Pool(seats) as pool:
+            for i in range(30):  # as many at a time as there are seats, as an Evaluator has
+                futures = [pool.submit(tasks.echo, {"i": i, "seat": n}) for n in range(len(seats))]
+                assert [one.result(timeout=10)["seat"] for one in futures] == list(range(len(seats)))
+        assert seats[0].ran == 2
+        assert all(seat.closed for seat in seats)
+
+
+def test_the_last_seat_is_kept_and_fails_what_it_cannot_do() -> None:
+    with Pool([SickOrNot(sick=True)]) as pool:
+        for _ in range(4):
+            with pytest.raises(WorkerDied):
+                pool.submit(tasks.echo, {}).result(timeout=10)
+        assert pool._seats[0].ran == 4 * TRIES  # type: ignore[attr-defined]
 
 
 def test_a_worker_that_always_dies_is_replaced_every_time() -> None:

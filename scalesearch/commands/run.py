@@ -67,9 +67,9 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     from scalesearch.evaluation import counts, mixed_machines, mixed_precision
     from scalesearch.run import search_and_scale
     from scalesearch.session import Session
-    from scalesearch.study import NothingLearnt, StudySettings
+    from scalesearch.study import NothingLearnt, Study, StudySettings
     from scalesearch.training import named
-    from scalesearch.workspace import Infeasible
+    from scalesearch.workspace import AllAlike, Infeasible
 
     settings = StudySettings.of(groups)
     session = Session(
@@ -79,6 +79,10 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
         trials, answer = search_and_scale(settings, session)
     except Infeasible:
         out.answer({"study": settings.study, "chosen": None, "evaluations": counts([])})
+        raise
+    except AllAlike:
+        done = Study(settings.workspace, settings.directory).status()["evaluations"]
+        out.answer({"study": settings.study, "chosen": None, "evaluations": done})
         raise
     outcomes = [one.outcome for one in trials]
     if answer is None:

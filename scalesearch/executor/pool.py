@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
-import queue
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Protocol, TypeAlias
@@ -19,6 +21,12 @@ from scalesearch.ledger import canonical_json
 
 Function: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
 """What a worker runs: a function at the top level of a module, from a specification to a result, both plain JSON."""
+
+
+TRIES = 3
+"""Workers that one request may cost: then it is the request that kills them."""
+_SICK = 2
+_log = logging.getLogger(__name__)
 
 
 class WorkerDied(RuntimeError):  # noqa: N818 - named as the user reads it
@@ -37,6 +45,16 @@ class EvaluationFailed(RuntimeError):  # noqa: N818
         self.traceback = traceback
 
 
+@dataclass(eq=False)
+class _Work:
+    """A request, its future, and the seats whose workers died under it."""
+
+    future: Future[dict[str, Any]]
+    name: str
+    specification: str
+    died_on: list[Seat] = field(default_factory=list)
+
+
 class Seat(Protocol):
     """Where one evaluation at a time runs. `run` may raise WorkerDied, or anything once `kill` was called."""
 
@@ -47,6 +65,9 @@ class Seat(Protocol):
 
 class Pool(Executor):
     """Futures in a queue, and one thread per seat that serves them: all of an executor but where things run.
+
+    What a worker died under is run again, on another seat if there is one, until it has cost `TRIES` workers. A seat
+    under which things die that others then finish is sick, of too little memory say, and gets no more work.
 
     An executor of yours is a subclass that hands its seats to `__init__`, or a class that looks like one.
 
@@ -65,11 +86,12 @@ class Pool(Executor):
     def __init__(self, seats: Sequence[Seat], *, after: Callable[[], None] = lambda: None) -> None:
         self.slots = len(seats)
         self._seats, self._after = seats, after
-        self._queue: queue.SimpleQueue[tuple[Future[dict[str, Any]], str, str] | None] = queue.SimpleQueue()
+        self._queue: list[_Work] = []
+        self._at_work = list(seats)
+        self._blamed: Counter[int] = Counter()  # of a seat by its id: what died there and was finished elsewhere
         # daemons: an interpreter that ends without shutdown() must not wait for trainings whose results nobody reads
         self._threads = [threading.Thread(target=self._serve, args=(seat,), daemon=True) for seat in seats]
-        self._working = len(seats)
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._closed = self._killed = False
         for thread in self._threads:  # here: a signal in `submit` would leave some that never start
             thread.start()
@@ -77,7 +99,8 @@ class Pool(Executor):
     def submit(self, function: Function, specification: Mapping[str, Any]) -> Future[dict[str, Any]]:  # type: ignore[override]  # two words, not any call
         """A future of `function(specification)`.
 
-        It fails with `EvaluationFailed` where the function raised, and with `WorkerDied` where its process died.
+        It fails with `EvaluationFailed` where the function raised, with `WorkerDied` where its process died again and
+        again, and with an OSError where there is nothing that it could run on.
 
         Raises:
             ValueError: the function cannot be imported by name, or the specification is not plain JSON.
@@ -87,7 +110,8 @@ class Pool(Executor):
         with self._lock:
             if self._closed:
                 raise RuntimeError("the executor was shut down: it takes no more work")
-            self._queue.put((future, *request))
+            self._queue.append(_Work(future, *request))
+            self._lock.notify_all()
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -98,16 +122,14 @@ class Pool(Executor):
         fail with CancelledError. `wait=False` alone returns at once and lets the work go on.
         """
         with self._lock:
-            first, self._closed = not self._closed, True
+            self._closed = True
             self._killed = self._killed or (cancel_futures and not wait)
-        if cancel_futures:
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    if (item := self._queue.get_nowait()) is not None:
-                        item[0].cancel()
-        if first or cancel_futures:  # once more, as the lines above may have taken some
-            for _ in self._seats:
-                self._queue.put(None)
+            dropped = self._queue[:] if cancel_futures else []
+            self._queue = [] if cancel_futures else self._queue
+            self._lock.notify_all()
+        for work in dropped:
+            if not work.future.cancel():  # it had begun, and its worker died
+                work.future.set_exception(CancelledError("stopped by shutdown"))
         if self._killed:
             for seat in self._seats:
                 seat.kill()
@@ -122,26 +144,66 @@ class Pool(Executor):
         self.shutdown(wait=kind is None, cancel_futures=kind is not None)
 
     def _serve(self, seat: Seat) -> None:
-        while (item := self._queue.get()) is not None:
-            future, name, specification = item
-            if not future.set_running_or_notify_cancel():
+        while (work := self._take(seat)) is not None:
+            if not work.died_on and not work.future.set_running_or_notify_cancel():
                 continue
             try:
-                reply = json.loads(seat.run(name, specification))
+                reply = json.loads(seat.run(work.name, work.specification))
             except BaseException as error:  # whatever it is belongs to this future, and the next one is served
-                future.set_exception(CancelledError("stopped by shutdown") if self._killed else error)
+                if isinstance(error, WorkerDied) and not self._killed and self._again(work, seat, error):
+                    continue
+                work.future.set_exception(CancelledError("stopped by shutdown") if self._killed else error)
             else:
+                self._came_back(work, seat)
                 if "error" in reply:
-                    future.set_exception(EvaluationFailed(reply["error"], reply["traceback"]))
+                    work.future.set_exception(EvaluationFailed(reply["error"], reply["traceback"]))
                 else:
-                    future.set_result(reply["result"])
-            del item, future  # a waiting thread must not keep the last result alive
+                    work.future.set_result(reply["result"])
+            del work  # a waiting thread must not keep the last result alive
         seat.close()
         with self._lock:
-            self._working -= 1
-            if self._working:
+            self._at_work.remove(seat)
+            self._lock.notify_all()
+            if self._at_work:
                 return
         self._after()
+
+    def _take(self, seat: Seat) -> _Work | None:
+        """What this seat is to run; None where there will be nothing any more, or it is sick."""
+        with self._lock:
+            while True:
+                if self._blamed[id(seat)] >= _SICK and len(self._at_work) > 1:
+                    _log.warning(
+                        f"a worker gets no more work: it died under {self._blamed[id(seat)]} trainings in a row that "
+                        "others have finished. Has it less memory than they?"
+                    )
+                    return None
+                for work in self._queue:
+                    if seat not in work.died_on or all(one in work.died_on for one in self._at_work):
+                        self._queue.remove(work)
+                        return work
+                if self._closed and not self._queue:
+                    return None
+                self._lock.wait()
+
+    def _again(self, work: _Work, seat: Seat, error: WorkerDied) -> bool:
+        """Whether what this seat's worker died under is run again."""
+        with self._lock:
+            work.died_on.append(seat)
+            if len(work.died_on) >= TRIES:
+                return False
+            self._queue.insert(0, work)
+            self._lock.notify_all()
+        _log.warning(f"{error}. What it was at is run again ({len(work.died_on) + 1} of {TRIES} times)")
+        return True
+
+    def _came_back(self, work: _Work, seat: Seat) -> None:
+        with self._lock:
+            self._blamed[id(seat)] = 0
+            for other in {id(one) for one in work.died_on} - {id(seat)}:
+                self._blamed[other] += 1
+            if work.died_on:
+                self._lock.notify_all()
 
 
 def _name(function: Function) -> str:

@@ -124,10 +124,20 @@ class _RayTask:
         try:
             return str(self._ray.get(self._running))
         except self._ray.exceptions.RayError as error:
+            self._refuse_no_cluster()
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise WorkerDied(f"the Ray worker died: {lines[0]}", str(error)) from error
         finally:
             self._running = None
+
+    def _refuse_no_cluster(self) -> None:
+        """Raises: OSError where no machine of the cluster is left, which is no failure of a training."""
+        try:
+            alive = any(node["Alive"] for node in self._ray.nodes())
+        except Exception:  # the connection to it is lost, which Ray words in many ways
+            alive = False
+        if not alive:
+            raise OSError("no machine of the Ray cluster is left; start one, and the same command goes on")
 
     def close(self) -> None:
         pass

@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -322,7 +322,9 @@ class Study:
                     f"name with study=NAME, or none: what is trained already is shared either way"
                 )
         write_atomic(path, hide_password(to_yaml(settings.values)).encode())  # it may be shared, and goes to MLflow
-        rows = study.evaluations if (study.directory / "evaluations.json").exists() else []
+        rows: list[Json] = []
+        with suppress(ValueError):  # not there yet, or damaged: what the strategy asks for is written again
+            rows = study.evaluations
         if settings.search.strategy.lookahead is None:  # all that it will ask for is known
             rows = [study._row(settings, *one) for one in possible_of(settings, plan, data, init)]
         study._write_evaluations(rows, settings.seeds + sum(number for number, _ in settings.expected(plan)))

@@ -21,6 +21,7 @@ from scalesearch.machine import environment
 from scalesearch.tracking.spool import Status
 from scalesearch.tracking.tracker import Tracker
 from scalesearch.training import Recipe, Result, named
+from scalesearch.workspace import AllAlike
 
 
 class CommandLog:
@@ -77,7 +78,7 @@ class CommandLog:
         if self._open:
             status: Status = "FAILED" if kind is None or issubclass(kind, Exception) else "KILLED"
             for name in self._open_children():
-                if kind is None:  # the command came to its end without an answer
+                if kind is None or issubclass(kind, AllAlike):  # the command came to its end without an answer
                     self._end(name)
                 else:
                     self._tracker.end_run(f"{self._parent}:{name}", "KILLED")
