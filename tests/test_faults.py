@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml
 from conftest import Ended, case
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 from test_released import COMMAND, RELEASED
 
 from scalesearch.network import checked_yaml
+from scalesearch.search import OptunaView
 
 # MLflow's own: it leaves sqlite connections and sockets to the garbage collector.
 pytestmark = [
@@ -127,6 +129,78 @@ def test_every_damage_of_a_study_is_one_message_or_mended(place: Path, command: 
         assert again.code == 0, again.output
         assert path.read_bytes() == content or path.name in ("environment.json", "result.json", "report.md")
         path.write_bytes(content)
+
+
+# Optuna's database, a view.
+
+
+def optuna_trials(workspace: Path) -> dict[str, float | None]:
+    """The value of each candidate that is complete; fails where one is there twice."""
+    study = optuna.load_study(study_name="released", storage=f"sqlite:///{workspace.absolute() / 'optuna.db'}")
+    complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+    assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "FAIL"}
+    values = {trial.user_attrs["candidate"]: trial.value for trial in complete}
+    assert len(values) == len(complete)
+    return values
+
+
+def test_an_optuna_database_that_is_damaged_or_deleted_is_begun_anew(
+    place: Path, command: Callable[..., Ended]
+) -> None:
+    words, path = (*WORDS, "workspace=w", "tracking=none"), place / "w" / "optuna.db"
+    assert command(*words).code == 0
+    shown, content = optuna_trials(place / "w"), path.read_bytes()
+    assert len(shown) == 4
+    torn, zeroed = content[: len(content) // 2], content[:100] + bytes(len(content) - 100)
+    for number, damaged in enumerate((b"no database has ever looked like this", b"", torn, zeroed, None)):
+        with case(number):
+            path.unlink()
+            if damaged is not None:
+                path.write_bytes(damaged)
+            ended = command(*words) if number % 2 else command("sync", "study=released", "workspace=w")
+            assert ended.code == 0, ended.output
+            assert optuna_trials(place / "w") == shown
+            if damaged is not None:
+                assert "optuna.db is damaged (" in ended.output
+                assert (place / "w" / "optuna.db.damaged").read_bytes() == damaged
+
+
+def test_an_optuna_database_that_is_locked_holds_up_no_search(
+    place: Path, command: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OptunaView.close, "__kwdefaults__", {"patience": 2.0})
+    words, path = (*WORDS, "workspace=w", "tracking=none"), place / "w" / "optuna.db"
+    assert command(*words).code == 0
+    shown = optuna_trials(place / "w")
+    optuna.delete_study(study_name="released", storage=f"sqlite:///{path}")
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        ended = command(*words)
+        assert ended.code == 0, ended.output
+        assert ended.output.count("optuna.db cannot be used") == 1
+        assert "lags: " in ended.output
+        assert "later: scalesearch sync study=released" in ended.output
+        other.rollback()
+    assert command("sync", "study=released", "workspace=w").code == 0
+    assert optuna_trials(place / "w") == shown
+
+
+@pytest.mark.slow
+def test_studies_that_start_at_the_same_moment_in_a_fresh_workspace_all_come_to_their_end(place: Path) -> None:
+    names = ("one", "two", "three")
+    rest = [word for word in WORDS if not word.startswith("study=")]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "scalesearch", *rest, f"study={name}", "workspace=w"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in names
+    ]
+    for one in started:
+        _, err = one.communicate(timeout=180)
+        assert (one.returncode, "Optuna" in err, "lacks" in err) == (0, False, False), err
 
 
 # Places.

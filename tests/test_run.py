@@ -807,17 +807,6 @@ def test_a_workspace_that_cannot_be_made_is_one_message(tmp_path: Path, kind: st
     assert str(workspace) in line
 
 
-def test_an_optuna_storage_that_cannot_be_used_is_one_message(unbroken: Unbroken, tmp_path: Path) -> None:
-    workspace = tmp_path / "workspace"
-    copy_ledger(unbroken.workspace, workspace)
-    (workspace / "optuna.db").write_text("no database has ever looked like this")
-    ended = in_process("run", workspace, *search("tracking=none"))
-    assert ended.code == 7
-    assert "optuna.db" in ended.error.splitlines()[-1]
-    (workspace / "optuna.db").unlink()  # as the message says
-    assert in_process("run", workspace, *search("tracking=none")).code == 0
-
-
 def test_the_settings_are_kept_as_they_were_composed(unbroken: Unbroken) -> None:
     settings = yaml.safe_load((directory(unbroken.workspace) / "settings.yaml").read_text())
     assert settings["recipe"]["batch_size"] == 16

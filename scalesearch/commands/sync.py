@@ -1,4 +1,4 @@
-"""bring into MLflow what has not arrived there"""
+"""bring into MLflow and Optuna's database what has not arrived there"""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from scalesearch.workspace import DONE, find_records
 
 if TYPE_CHECKING:
     from scalesearch.config import Groups
+    from scalesearch.evaluation import Outcome
     from scalesearch.screen import Screen
+    from scalesearch.study import Study
 
 GROUPS = {"tracking": "mlflow"}
 JSON = False  # it has no answer to print
@@ -26,9 +28,38 @@ class Arguments(status.Arguments):
 
 def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     """What waits for MLflow, of a study, an experiment or a training, is sent."""
+    from scalesearch.study import Study
     from scalesearch.tracking import sync
 
     directory = find_records(arguments.workspace, arguments.study)
+    if directory.parent.name == "studies":
+        show_in_optuna(Study(arguments.workspace, directory), out)
     sent = sync(uri=groups.tracking.uri, workspace=arguments.workspace, directory=directory, rebuild=arguments.rebuild)
     out.say(f"{directory.name}: {sent} records sent to MLflow")
     return DONE
+
+
+def show_in_optuna(study: Study, out: Screen) -> None:
+    """The candidates of a study in Optuna's database, where a driver of it does not write there now."""
+    from scalesearch.ledger import is_locked
+    from scalesearch.search import BASELINE, OptunaView
+    from scalesearch.workspace import sqlite_url
+
+    if is_locked(study.directory) or not (study.directory / "candidates.csv").exists():
+        out.say(f"{study.name}: its `scalesearch run` command fills Optuna's database")
+        return
+    keys = {row["candidate"]: row["key"] for row in study.evaluations if row["seed"] == 0 and "epochs" not in row}
+    settings, stopped = study.settings, study.stopped
+    view = OptunaView(
+        sqlite_url(study.workspace / "optuna.db"), study.name, settings.grid, settings.recipe, lambda one: keys[one.id]
+    )
+    outcomes: dict[str, list[Outcome]] = {}
+    candidates = {one.candidate.id: one.candidate for one in study.trials if one.candidate.id != BASELINE}
+    for one in study.trials:
+        outcomes.setdefault(one.candidate.id, []).append(one.outcome)
+    for name, candidate in candidates.items():
+        view.begin(candidate)
+        view.end(candidate, outcomes[name], reason=stopped.get(name, ""))
+    if (lagging := view.close()) is not None:
+        raise OSError(lagging)
+    out.say(f"{study.name}: {len(candidates)} candidates in Optuna's database")

@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 from scalesearch.search.strategies import BASE, STRATEGIES, End, History, Problem, Request, Score, Step, Stop, Strategy
 
 if TYPE_CHECKING:
+    from scalesearch.search.optuna_view import OptunaView
     from scalesearch.search.plan import BASELINE, Axis, Candidate, Grid, Plan, Real, candidates, measured
     from scalesearch.search.trials import Ended, Stopped, TrialResult, possible, problem, requests, run, shortened
 
 __all__ = ["BASE", "STRATEGIES", "End", "History", "Problem", "Request", "Score", "Step", "Stop", "Strategy"]
+__all__ += ["OptunaView"]
 __all__ += ["BASELINE", "Axis", "Candidate", "Grid", "Plan", "Real", "candidates", "measured"]
 __all__ += ["Ended", "Stopped", "TrialResult", "possible", "problem", "requests", "run", "shortened"]
 

@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
-from collections.abc import Callable, Iterator, Sequence
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalesearch.evaluation import Outcome
 from scalesearch.search.plan import Candidate, Grid
+from scalesearch.text import one_line
 from scalesearch.training import Recipe
 
 if TYPE_CHECKING:
     import optuna
 
 
+_PAUSE = 30.0  # seconds without the database after it has failed
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Seen:
+    """What is known of a candidate, to be shown again to a database that was lost."""
+
+    candidate: Candidate
+    outcomes: list[Outcome] = field(default_factory=list)
+    reason: str = ""
+    ended: bool = False
+
+
 class OptunaView:
     """One trial per candidate: its trainings are intermediate values, the mean of those of the whole recipe its value.
 
-    A stopped candidate is pruned. A trial that shows what it should already is left as it is.
+    A stopped candidate is pruned. A trial that shows what it should already is left as it is. It is a view: where the
+    database is locked, full, damaged or gone the search goes on without, it is tried again now and then, and then
+    shown all that it has missed. A damaged file is moved aside, and begun anew.
 
     Args:
         storage: the URL of a database, which may be deleted at any time.
@@ -26,38 +50,93 @@ class OptunaView:
     """
 
     def __init__(self, storage: str, study: str, space: Grid, recipe: Recipe, key: Callable[[Candidate], str]) -> None:
-        import optuna
-
-        self._storage, self._space, self._recipe, self._key = storage, space, recipe, key
-        self._open: dict[str, optuna.trial.Trial] = {}
-        self._reported: dict[str, int] = {}
-        self._ended: set[str] = set()
-        with _storing(storage):
-            self._study = _open_study(storage, study)
-            states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-            self._told = {
-                trial.user_attrs["network"]: (trial.state, trial.user_attrs["finished"])
-                for trial in self._study.get_trials(states=states)
-            }
+        self._storage, self._name, self._space, self._recipe, self._key = storage, study, space, recipe, key
+        self._seen: dict[str, _Seen] = {}
+        self._next_try, self._why, self._warned = 0.0, "", False
+        self._study: optuna.Study | None = None
+        self._forget()
+        self._show(lambda: None)
 
     def begin(self, candidate: Candidate) -> None:
-        if candidate.id not in self._open and self._key(candidate) not in self._told:
-            with _storing(self._storage):
-                self._open[candidate.id] = self._ask(candidate)
+        self._seen.setdefault(candidate.id, _Seen(candidate))
+        self._show(lambda: self._begin(candidate))
 
     def report(self, candidate: Candidate, outcomes: Sequence[Outcome]) -> None:
         """The newest training of a candidate, as the next of its intermediate values."""
-        if candidate.id in self._open and candidate.id not in self._ended:
-            with _storing(self._storage):
-                self._report(self._open[candidate.id], candidate, outcomes)
+        seen = self._seen.setdefault(candidate.id, _Seen(candidate))
+        seen.outcomes = list(outcomes)
+        self._show(lambda: self._report(candidate, outcomes))
 
     def end(self, candidate: Candidate, outcomes: Sequence[Outcome], *, reason: str = "") -> None:
         """All trainings of a candidate have come; with a `reason` it was stopped. It failed if all of them did."""
+        seen = self._seen.setdefault(candidate.id, _Seen(candidate))
+        if seen.ended:
+            return
+        seen.outcomes, seen.reason, seen.ended = list(outcomes), reason, True
+        self._show(lambda: self._end(seen))
+
+    def close(self, *, patience: float = 20.0) -> str | None:
+        """None where the database shows everything, else why it does not; a lock is waited for so many seconds."""
+        path = _file(self._storage)
+        if path is not None and not path.exists():
+            self._lose(FileNotFoundError(f"{path} was deleted"))  # what is open is written to a file without a name
+        until = time.monotonic() + patience
+        while True:
+            self._next_try = 0.0
+            self._show(lambda: None)
+            if self._study is not None or time.monotonic() > until:
+                return None if self._study is not None else f"Optuna's database {self._storage} lags: {self._why}"
+            time.sleep(1.0)
+
+    def _show(self, action: Callable[[], None]) -> None:
+        """Do it, or after a failure everything that was missed, once it is time to try again."""
+        try:
+            if self._study is not None:
+                action()
+            elif time.monotonic() >= self._next_try:
+                self._reopen()
+        except Exception as error:  # Optuna's, SQLAlchemy's, the database's
+            self._lose(error)
+
+    def _lose(self, error: Exception) -> None:
+        self._why = one_line(error.__cause__ or error).partition(" [SQL")[0][:300]
+        if not self._warned:
+            _log.warning(f"Optuna's database {self._storage} cannot be used: {self._why}. The search goes on without")
+            self._warned = True
+        self._next_try = time.monotonic() + _PAUSE
+        self._study = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._open: dict[str, optuna.trial.Trial] = {}
+        self._reported: dict[str, int] = {}
+        self._told: dict[str, tuple[optuna.trial.TrialState, list[str]]] = {}
+
+    def _reopen(self) -> None:
         import optuna
 
-        if candidate.id in self._ended:
-            return
-        self._ended.add(candidate.id)
+        study = _open_study(self._storage, self._name)
+        states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+        self._told = {
+            trial.user_attrs["network"]: (trial.state, trial.user_attrs["finished"])
+            for trial in study.get_trials(states=states)
+        }
+        self._study = study
+        for seen in self._seen.values():
+            self._begin(seen.candidate)
+            self._report(seen.candidate, seen.outcomes)
+            if seen.ended:
+                self._end(seen)
+        self._warned = False
+
+    def _begin(self, candidate: Candidate) -> None:
+        if candidate.id not in self._open and self._key(candidate) not in self._told:
+            self._open[candidate.id] = self._ask(candidate)
+
+    def _end(self, seen: _Seen) -> None:
+        import optuna
+
+        candidate, outcomes, reason = seen.candidate, seen.outcomes, seen.reason
         whole = [
             o.result.val_accuracy for o in outcomes if o.result is not None and o.evaluation.recipe == self._recipe
         ]
@@ -66,19 +145,23 @@ class OptunaView:
         state = states.FAIL if not finished else states.PRUNED if reason or not whole else states.COMPLETE
         if self._told.get(self._key(candidate)) == (state, finished):
             return
-        with _storing(self._storage):
-            trial = self._open.get(candidate.id) or self._ask(candidate)
-            self._report(trial, candidate, outcomes)
-            trial.set_user_attr("trainings", [_shown(outcome) for outcome in outcomes if outcome.result is not None])
-            trial.set_user_attr("finished", finished)
-            for outcome in outcomes:
-                if outcome.result is None:
-                    trial.set_user_attr(f"failed_seed_{outcome.evaluation.seed}", outcome.reason)
-            if reason:
-                trial.set_user_attr("stopped", reason)
-            self._study.tell(trial, sum(whole) / len(whole) if state == states.COMPLETE else None, state=state)
+        assert self._study is not None
+        trial = self._open.pop(candidate.id, None) or self._ask(candidate)
+        self._write_report(trial, candidate, outcomes)
+        trial.set_user_attr("trainings", [_shown(outcome) for outcome in outcomes if outcome.result is not None])
+        trial.set_user_attr("finished", finished)
+        for outcome in outcomes:
+            if outcome.result is None:
+                trial.set_user_attr(f"failed_seed_{outcome.evaluation.seed}", outcome.reason)
+        if reason:
+            trial.set_user_attr("stopped", reason)
+        self._study.tell(trial, sum(whole) / len(whole) if state == states.COMPLETE else None, state=state)
 
-    def _report(self, trial: optuna.trial.Trial, candidate: Candidate, outcomes: Sequence[Outcome]) -> None:
+    def _report(self, candidate: Candidate, outcomes: Sequence[Outcome]) -> None:
+        if candidate.id in self._open:
+            self._write_report(self._open[candidate.id], candidate, outcomes)
+
+    def _write_report(self, trial: optuna.trial.Trial, candidate: Candidate, outcomes: Sequence[Outcome]) -> None:
         finished = [outcome for outcome in outcomes if outcome.result is not None]
         for step in range(self._reported.get(candidate.id, 0), len(finished)):
             trial.report(_shown(finished[step])["val_accuracy"], step=step)
@@ -88,6 +171,7 @@ class OptunaView:
         import optuna
 
         chosen = candidate.coefficients
+        assert self._study is not None
         self._study.enqueue_trial({"alpha": chosen.alpha, "beta": chosen.beta, "gamma": chosen.gamma})
         axes = (("alpha", self._space.alpha), ("beta", self._space.beta), ("gamma", self._space.gamma))
         trial = self._study.ask(
@@ -117,19 +201,52 @@ def _shown(outcome: Outcome) -> dict[str, float]:
     return {"seed": training.seed, "epochs": training.recipe.epochs, "val_accuracy": outcome.result.val_accuracy}
 
 
-@contextlib.contextmanager
-def _storing(storage: str) -> Iterator[None]:
-    """Whatever Optuna's storage raises (a full disk, a damaged file) comes out as an OSError that names it."""
+def _file(storage: str) -> Path | None:
+    """The file of a sqlite database."""
+    prefix = "sqlite:///"
+    return Path(storage.removeprefix(prefix)) if storage.startswith(prefix) and len(storage) > len(prefix) else None
+
+
+def _make_tables(storage: str) -> None:
+    """A sqlite database is there, with its tables, and whole.
+
+    Optuna makes them on first use. Two processes doing so at once crash each other, and one that is killed meanwhile
+    leaves a database that never opens: so they are made elsewhere and moved into place. A damaged file is moved aside.
+    """
+    import optuna
+
+    if (path := _file(storage)) is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("ab") as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        if path.exists() and (why := _damage(path)) is not None:
+            aside = path.with_name(f"{path.name}.damaged")
+            _log.warning(f"{path} is damaged ({why}); it is kept as {aside.name}, and begun anew")
+            path.replace(aside)
+        if not path.exists():
+            for leftover in path.parent.glob(f".{path.name}.*.new*"):
+                leftover.unlink()
+            unfinished = path.with_name(f".{path.name}.{os.getpid()}.new")
+            made = optuna.storages.RDBStorage(f"sqlite:///{unfinished}")
+            made.remove_session()
+            made.engine.dispose()
+            unfinished.replace(path)
+
+
+def _damage(path: Path) -> str | None:
+    """Why a file is no sound database with Optuna's tables; None where it is one, or is locked."""
     try:
-        yield
-    except (OSError, ValueError):
-        raise
-    except Exception as error:
-        reason = str(error.__cause__ or error).strip().partition("\n")[0]
-        raise OSError(
-            f"Optuna's storage {storage} cannot be used: {reason}. Free the disk, or delete that file, which only "
-            "shows the search; then the same command goes on"
-        ) from error
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as database:
+            (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.OperationalError:  # a lock: nothing is known
+        return None
+    except sqlite3.DatabaseError as error:
+        return one_line(error)
+    if found != "ok":
+        return one_line(ValueError(found))[:100]
+    return None if {"studies", "trials", "version_info"} <= tables else "it lacks tables"
 
 
 def _open_study(storage: str, name: str) -> optuna.Study:
@@ -139,6 +256,7 @@ def _open_study(storage: str, name: str) -> optuna.Study:
     import sqlalchemy
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    _make_tables(storage)
     database = optuna.storages.RDBStorage(storage)
     if storage.startswith("sqlite"):
         # A commit need not reach the disk before the search goes on: a killed process loses nothing by that, and of a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ from scalesearch.evaluation import Evaluation, Evaluator, Outcome
 from scalesearch.search.optuna_view import OptunaView
 from scalesearch.search.plan import BASELINE, Candidate, Grid, Plan
 from scalesearch.search.strategies import BASE, End, History, Problem, Request, Score, Step, Stop, Strategy
+from scalesearch.text import typed
 from scalesearch.training import Recipe
 
 
@@ -115,6 +117,8 @@ def run(
     for outcome in evaluator.run(loop.evaluations()):
         yield from loop.take(outcome)
     yield from loop.finish()
+    if (lagging := view.close()) is not None:
+        logging.getLogger(__name__).warning(f"{lagging}; later: {typed('sync', f'study={study}')}")
 
 
 class _Loop:
