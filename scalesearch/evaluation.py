@@ -90,7 +90,6 @@ class Evaluator:
     def __init__(self, ledger: Ledger, executor: Pool, data: DataSpec) -> None:
         self._ledger, self._executor, self._data = ledger, executor, data
         self.slots = executor.slots
-        self._alike, self._reason = 0, ""
 
     def precision(self, network: AnyNetwork, recipe: Recipe) -> str:
         """What `network` is trained in, "float32" or "bfloat16": as the recipe asks, or as a worker's timing decides.
@@ -153,7 +152,6 @@ class Evaluator:
         Raises:
             CancelledError: the executor was shut down.
             RuntimeError: None comes and no outcome can.
-            AllAlike: several trainings in a row have failed in the same way.
             OSError: there is nothing that a training could run on.
         """
         source, exhausted = iter(evaluations), False
@@ -177,9 +175,7 @@ class Evaluator:
                 if running:
                     done, _ = wait(running, timeout=0.5 if elsewhere else None, return_when=FIRST_COMPLETED)
                     # All are recorded before any is yielded: the consumer may not come back for the second.
-                    for outcome in [self._record(*running.pop(future), future) for future in done]:
-                        yield outcome
-                        self._refuse_alike(outcome)
+                    yield from [self._record(*running.pop(future), future) for future in done]
                 elif elsewhere:
                     time.sleep(0.5)
                 elif exhausted:
@@ -191,17 +187,6 @@ class Evaluator:
                 if future.done() and not future.cancelled() and future.exception() is None:
                     self._record(evaluation, claim, future)
                 claim.release()
-
-    def _refuse_alike(self, outcome: Outcome) -> None:
-        """Raises: AllAlike where as many trainings in a row as `_ALIKE` have failed for the same reason."""
-        reason = re.sub(r"[\d.]+", "0", outcome.reason)  # in another epoch, with another seed
-        self._alike = self._alike + 1 if outcome.result is None and reason == self._reason else 1
-        self._reason = reason
-        if outcome.result is None and self._alike >= _ALIKE:
-            raise AllAlike(
-                f"{_ALIKE} trainings in a row failed in one way, so no more are begun; the last: {outcome.reason}. "
-                "When the cause is mended: the same command with retry=true; without it, it goes on with the others"
-            )
 
     def _begin(
         self,
@@ -337,6 +322,27 @@ def read_record(ledger: Ledger, key: str) -> dict[str, Any] | None:
         ledger.doubt(key, error)
         return None
     return record
+
+
+class Alike:
+    """Ends a search whose trainings fail in one way, one after the other."""
+
+    def __init__(self) -> None:
+        self._number, self._reason = 0, ""
+
+    def refuse(self, outcome: Outcome) -> None:
+        """Raises: AllAlike where this is the fifth training in a row that has failed for the same reason now."""
+        reason = re.sub(r"[\d.]+", "0", outcome.reason)  # in another epoch, with another seed
+        if outcome.reused and outcome.result is None:  # told before
+            return
+        self._number = self._number + 1 if outcome.result is None and reason == self._reason else 1
+        self._reason = reason
+        if outcome.result is None and self._number >= _ALIKE:
+            raise AllAlike(
+                f"{_ALIKE} trainings in a row failed in one way, so no more are begun; the last: {outcome.reason}. "
+                "When the cause is mended: the same command with retry=true, or scalesearch retry; without, it goes on "
+                "with the others"
+            )
 
 
 def counts(outcomes: Iterable[Outcome]) -> dict[str, int]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ import torch
 from conftest import case, children, recipe
 from tiny import DATA, DIGITS, TINY
 
-from scalesearch.evaluation import Evaluation, Evaluator, Outcome
-from scalesearch.executor import EvaluationFailed, LocalExecutor
+from scalesearch.evaluation import Alike, Evaluation, Evaluator, Outcome
+from scalesearch.executor import LocalExecutor
 from scalesearch.executor.pool import TRIES
 from scalesearch.ledger import Ledger, evaluation_key
 from scalesearch.training import Recipe, Result
@@ -450,40 +451,31 @@ def test_a_record_with_which_nothing_can_be_done_is_done_again(
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
-def test_failures_of_one_kind_in_a_row_end_the_run_and_others_do_not(ledger: Ledger) -> None:
-    class Failing:
-        """Every training fails but those of `finish`; their reasons differ in numbers, or in words as well."""
+def test_failures_of_one_kind_in_a_row_end_a_search_and_others_do_not() -> None:
+    def outcome(seed: int, word: str, *, reused: bool = False) -> Outcome:
+        reason = "" if word == "finished" else f"{word} at {seed}.5"
+        return Outcome(evaluation(seed), None if reason else RESULT, reason, reused)
 
-        slots = 1
-
-        def __init__(self, finish: set[int], words: str) -> None:
-            self.finish, self.words = finish, words
-
-        def submit(self, function: Any, specification: dict[str, Any]) -> Future[dict[str, Any]]:
-            seed, future = specification["seed"], Future[dict[str, Any]]()
-            if seed in self.finish:
-                future.set_result({"result": RESULT.to_json(), "environment": {}})
-            else:
-                future.set_exception(EvaluationFailed(f"{self.words[seed % len(self.words)]} at {seed}.5", ""))
-            return future
-
-    wanted = [evaluation(seed) for seed in range(12)]
-    for finish, words, ran in ((set(), "a", 5), ({3}, "a", 9), ({3, 7}, "a", 12), (set(), "ab", 12)):
-        with case(finish, words):
-            for one in wanted:
-                ledger.forget(one.key)
-            outcomes: list[Outcome] = []
-            run = Evaluator(ledger, Failing(finish, words), DIGITS).run(wanted)  # type: ignore[arg-type]
-            if ran < 12:
-                with pytest.raises(AllAlike, match=r"5 trainings in a row failed in one way, .*; the last: a at"):
-                    outcomes.extend(run)
-            else:
-                outcomes.extend(run)
-            assert sum(ledger.get(one.key) is not None for one in wanted) == ran
-            if not finish and words == "a":  # and what has failed is not counted again
-                with pytest.raises(AllAlike):
-                    outcomes.extend(Evaluator(ledger, Failing(finish, words), DIGITS).run(wanted))  # type: ignore[arg-type]
-                assert sum(ledger.get(one.key) is not None for one in wanted) == 10
+    cases = (
+        (["nan"] * 12, 5),
+        (["nan"] * 3 + ["finished"] + ["nan"] * 8, 9),
+        (["nan", "memory"] * 6, 12),
+        (["nan"] * 4 + ["memory"] * 4 + ["finished"] * 4, 12),
+    )
+    for words, ran in cases:
+        with case(words):
+            alike, taken = Alike(), 0
+            with contextlib.suppress(AllAlike):
+                for taken, word in enumerate(words, 1):
+                    alike.refuse(outcome(taken, word))
+            assert taken == ran
+    alike = Alike()
+    for seed in range(12):
+        alike.refuse(outcome(seed, "nan", reused=True))  # they were told by the command before
+    for seed in range(4):
+        alike.refuse(outcome(seed, "nan"))
+    with pytest.raises(AllAlike, match=r"5 trainings in a row failed in one way, .*; the last: nan at 9\.5"):
+        alike.refuse(outcome(9, "nan"))
 
 
 RESULT = Result(

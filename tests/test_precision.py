@@ -17,7 +17,7 @@ from tiny import PLAIN, TINY
 from scalesearch import machine
 from scalesearch.cost import cost
 from scalesearch.data import DataSpec, describe, load
-from scalesearch.evaluation import Evaluation, Evaluator, Outcome, Work, mixed_precision
+from scalesearch.evaluation import Evaluation, Evaluator, Outcome, Work, mixed_machines, mixed_precision
 from scalesearch.ledger import Ledger
 from scalesearch.network import Network, Stage
 from scalesearch.training import Recipe, Result, timing
@@ -136,3 +136,14 @@ def test_expected_seconds_add_up_what_each_network_takes(monkeypatch: pytest.Mon
     work = [Work(PLAIN, RECIPE, sizes, 3), Work(TINY, replace(RECIPE, epochs=2), sizes, 1)]
     images = 3 * (64 + 50) + (2 * 64 + 50)  # a second each, planted, one worker
     assert evaluator(tmp_path, executor).expected_seconds(work) == pytest.approx(images)
+
+
+def test_machines_that_differ_are_counted() -> None:
+    def on(machine: str) -> Outcome:
+        return outcome("float32")._replace(machine=machine)
+
+    assert mixed_machines([]) is None
+    assert mixed_machines([on("torch 2.5 on cpu"), on("torch 2.5 on cpu"), on("")]) is None
+    words = mixed_machines([on("torch 2.5 on cpu"), on("torch 2.6 on cpu"), on("torch 2.6 on cpu")])
+    assert words is not None
+    assert "1 with torch 2.5 on cpu and 2 with torch 2.6 on cpu" in words

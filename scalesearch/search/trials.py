@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from scalesearch.evaluation import Evaluation, Evaluator, Outcome
+from scalesearch.evaluation import Alike, Evaluation, Evaluator, Outcome
 from scalesearch.search.optuna_view import OptunaView
 from scalesearch.search.plan import BASELINE, Candidate, Grid, Plan
 from scalesearch.search.strategies import BASE, End, History, Problem, Request, Score, Step, Stop, Strategy
@@ -113,9 +113,11 @@ def run(
         return Evaluation(candidate.network, shortened(recipe, share), data, seed, init)
 
     view = OptunaView(storage, study, space, recipe, lambda candidate: evaluation(candidate, 0).key)
+    alike = Alike()
     loop = _Loop(plan, strategy, seeds, evaluation, view)
     for outcome in evaluator.run(loop.evaluations()):
         yield from loop.take(outcome)
+        alike.refuse(outcome)
     yield from loop.finish()
     if (lagging := view.close()) is not None:
         logging.getLogger(__name__).warning(f"{lagging}; later: {typed('sync', f'study={study}')}")
