@@ -129,6 +129,8 @@ def refuse_links(directory: Path) -> None:
                 target = Path(path.anchor)
             if not target.is_relative_to(root):
                 raise ValueError(f"{path} is a link that leads out of {directory}, to {target}; remove it")
+        if path.exists() and not (path.is_file() or path.is_dir()):  # to open a pipe is to wait for ever
+            raise ValueError(f"{path} is neither a file nor a directory; remove it")
 
 
 def _named(found: Mapping[str, Path], workspace: Path, study: str | None) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import re
 import shutil
 import socket
@@ -288,6 +289,21 @@ def test_a_link_that_leads_out_of_a_study_is_refused_and_nothing_written_through
                 aside.rename(study / name)
     assert [path.name for path in outside.iterdir()] == ["file"]
     assert (outside / "file").read_text() == "precious"
+
+
+def test_a_pipe_in_a_study_is_refused_and_not_waited_for(place: Path, command: Callable[..., Ended]) -> None:
+    assert command(*WORDS, "workspace=w", "tracking=none").code == 0
+    study = place / "w" / "studies" / "released"
+    for name in ("settings.yaml", "evaluations.json", "result.json", "tracking.jsonl", "lock"):
+        (study / name).rename(study / "aside") if (study / name).exists() else (study / "aside").touch()
+        os.mkfifo(study / name)
+        for reader in ("status", "report", "sync"):
+            with case(name, reader):
+                ended = command(reader, "study=released", "workspace=w")
+                assert ended.code == 2
+                assert f"{name} is neither a file nor a directory; remove it" in ended.output
+        (study / name).unlink()
+        (study / "aside").rename(study / name)
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
