@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from scalesearch import search
 from scalesearch.budget import Limits, Profiler, written
-from scalesearch.cost import uncounted, uncounted_words
+from scalesearch.cost import seed_words, uncounted, uncounted_words
 from scalesearch.evaluation import Work
 from scalesearch.network import AnyNetwork, Factory
 from scalesearch.probing import grain_line, proxied
@@ -112,6 +112,7 @@ def summary(plan: Plan, settings: StudySettings) -> str:
             *filter(None, [few_steps(settings.recipe, known.num_train)]),
             *grain_words(network, settings.proxy_network[1]),
             *uncounted_words(uncounted(network)),
+            *seed_words(network),
         ]
     )
 

@@ -85,6 +85,29 @@ WRONG = {
         ["no multiply-adds", "aten._fft_r2c"],
     ),
     "layers in a list": (f"return Net(lambda self, x: {POOLED}, {NET}, more=[{CONV}])", ["plain list", "ModuleList"]),
+    "probabilities": (
+        f"return nn.Sequential({CONV}, {LAST}, nn.Softmax(1))",
+        ["ends in a softmax", "return the logits"],
+    ),
+    "probabilities of each label": (
+        f"return Net(lambda self, x: torch.sigmoid({POOLED}), {NET})",
+        ["ends in a sigmoid", "return the logits"],
+    ),
+    "probabilities in training alone": (
+        f"return Net(lambda self, x: {POOLED}.softmax(1) if self.training else {POOLED}, {NET})",
+        ["ends in a softmax", "return the logits"],
+    ),
+    "another network for one image": (
+        f"return Net(lambda self, x: {POOLED} if len(x) > 1 else self.layers[1](self.layers[2](x).mean((2, 3))), "
+        f"{NET}, nn.Conv2d(in_channels, 8, 1))",
+        ["multiply-adds for 1, 2 and 3 images", "must not depend on how many"],
+    ),
+    "compiled": (f"return torch.compile(nn.Sequential({CONV}, {LAST}))", ["torch.compile", "return it uncompiled"]),
+    "compiled in part": (f"return nn.Sequential(torch.compile({CONV}), {LAST})", ["torch.compile"]),
+    "double precision by default": (
+        f"torch.set_default_dtype(torch.float64)\nreturn nn.Sequential({CONV}, {LAST})",
+        ["float32"],
+    ),
     "images changed": (
         f"return Net(lambda self, x: self.layers[1](self.layers[0](x.sub_(1)).mean((2, 3))), {NET})",
         ["changes its images in place"],

@@ -54,7 +54,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
 
     A seed is one process on one device; several devices train several seeds, never one network together.
     """
-    from scalesearch.cost import cost
+    from scalesearch.cost import cost, seed_words
     from scalesearch.evaluation import Evaluation
     from scalesearch.selection import chance_level, levels_of, nothing_learnt, remedy
     from scalesearch.session import Session
@@ -76,6 +76,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
         f"data: {sizes.name}, {sizes.num_train} images for training and {sizes.num_val} for validation; "
         f"{plural(groups.seeds, 'seed')}"
     )
+    summary = "\n".join([summary, *seed_words(network)])
     if (few := few_steps(groups.recipe, sizes.num_train)) is not None:
         summary += f"\n{few}"
     params = {"network": network.name, "init": arguments.init, **recipe_params(groups.recipe, groups.seeds)}

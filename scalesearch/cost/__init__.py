@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from scalesearch.cost.forward import check_training, forward
+from scalesearch.cost.forward import check_training, forward, seeds_itself
 from scalesearch.model import classifier, layers
 from scalesearch.network import AnyNetwork, Factory
 from scalesearch.text import listed, plural
 
 __all__ = ["Cost", "check_training", "computation", "cost", "needs_values", "stage_costs", "uncounted"]
-__all__ += ["uncounted_words"]
+__all__ += ["seed_words", "uncounted_words"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,16 @@ def computation(network: Factory) -> str:
 def needs_values(network: AnyNetwork) -> bool:
     """Whether the forward pass works only with real tensors: it branches on values, say."""
     return isinstance(network, Factory) and forward(network).real
+
+
+def seed_words(network: AnyNetwork) -> list[str]:
+    """A line on a function that seeds torch's generator itself; none for others."""
+    if not isinstance(network, Factory) or not seeds_itself(network):
+        return []
+    return [
+        f"{network.function} seeds torch's generator: its weights start alike with every seed, and intervals over "
+        "seeds are too narrow; leave the seed to scalesearch"
+    ]
 
 
 def uncounted_words(operations: Mapping[str, int]) -> list[str]:

@@ -56,6 +56,8 @@ def forward(network: Factory) -> Forward:
         except (Exception, SystemExit) as again:
             raise FactoryError.of(network, again, module) from again
     check_logits(logits, network, 1)
+    if watch.operations and (name := _PROBABILITIES.get(watch.operations[-1][0])):
+        raise _probabilities(network, name)
     if watch.images_changed:
         raise FactoryError.that(network, "its forward pass changes its images in place; let it work on a copy")
     params = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
@@ -77,7 +79,7 @@ def check_training(network: Factory) -> None:
     Raises: FactoryError: with what to do.
     """
     real = forward(network).real
-    one, other = (_built(network) if real else build_on_meta(network) for _ in range(2))
+    (one, _), (other, _) = (_seeded(network, seed, real=real) for seed in (1, 2))
     if _shown(one) != _shown(other):
         raise FactoryError.that(
             network,
@@ -89,6 +91,13 @@ def check_training(network: Factory) -> None:
             network,
             f"its network has layers in {place}, a plain list or mapping, which are not trained; nn.ModuleList and "
             "nn.ModuleDict register them",
+        )
+    macs = [_watched(one, network, real=real, images=number)[2] for number in (1, 2, 3)]
+    if macs[2] - macs[1] != macs[1] - macs[0]:
+        raise FactoryError.that(
+            network,
+            f"its forward pass takes {', '.join(f'{count:,}' for count in macs[:2])} and {macs[2]:,} multiply-adds for "
+            "1, 2 and 3 images; what an image costs must not depend on how many there are",
         )
     try:
         _take_step(one, network, real=real)
@@ -105,6 +114,8 @@ def _take_step(module: nn.Module, network: Factory, *, real: bool) -> None:
         logits = module(images)
         check_logits(logits, network, 2)
         labels = torch.zeros(2, dtype=torch.long, device=images.device)
+        if name := _BACKWARD.get(type(logits.grad_fn).__name__):
+            raise _probabilities(network, name)
         loss = F.cross_entropy(logits, labels)
     except FactoryError:
         raise
@@ -127,6 +138,18 @@ def _forward_lines(module: nn.Module, images: Tensor, labels: Tensor) -> str:
         except (Exception, SystemExit):
             return "".join(text for one in warned if "forward call" in (text := str(one.message)))
     return ""
+
+
+_PROBABILITIES = {"aten::_softmax": "softmax", "aten::sigmoid": "sigmoid"}
+_BACKWARD = {"SoftmaxBackward0": "softmax", "SigmoidBackward0": "sigmoid"}
+
+
+def _probabilities(network: Factory, name: str) -> FactoryError:
+    return FactoryError.that(
+        network,
+        f"its network ends in a {name}, and the loss applies one itself, so that it would hardly learn; return the "
+        "logits, which go into it",
+    )
 
 
 def check_logits(logits: Any, network: Factory, num_images: int) -> None:
@@ -162,6 +185,20 @@ def _built(network: Factory) -> nn.Module:
         return build(network)
 
 
+@lru_cache(maxsize=256)
+def seeds_itself(network: Factory) -> bool:
+    """Whether the function seeds torch's generator: its networks then start alike, whatever the training's seed."""
+    (_, chance), (_, another) = (_seeded(network, seed, real=False) for seed in (1, 2))
+    return torch.equal(chance, another)
+
+
+def _seeded(network: Factory, seed: int, *, real: bool) -> tuple[nn.Module, Tensor]:
+    """The module, made after torch's generator was seeded, and the state of that afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(network) if real else build_on_meta(network), torch.get_rng_state()
+
+
 def _shown(module: nn.Module) -> Any:
     printed = re.sub(r" at 0x[0-9a-f]+", "", str(module))
     return printed, [(name, tuple(tensor.shape)) for name, tensor in module.state_dict().items()]
@@ -170,15 +207,15 @@ def _shown(module: nn.Module) -> Any:
 def _images(network: Factory, number: int, *, real: bool) -> Tensor:
     shape = (number, network.in_channels, network.resolution, network.resolution)
     if not real:
-        return torch.empty(shape, device="meta")
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        return torch.empty(shape, device="meta", dtype=torch.float32)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
 
 
-def _watched(module: nn.Module, network: Factory, *, real: bool) -> tuple[Any, _Watch, int]:
+def _watched(module: nn.Module, network: Factory, *, real: bool, images: int = 1) -> tuple[Any, _Watch, int]:
     from torch.utils.flop_counter import FlopCounterMode  # for functions alone, as it takes a quarter of a second
 
     module.eval()
-    images = _images(network, 1, real=real)
+    given = _images(network, images, real=real)
     watch = _Watch(module)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as open_:
@@ -193,9 +230,9 @@ def _watched(module: nn.Module, network: Factory, *, real: bool) -> tuple[Any, _
             torch.backends.mha.set_fastpath_enabled(False)
         open_.enter_context(watch)
         counter = open_.enter_context(FlopCounterMode(display=False))  # innermost: takes apart what it does not know
-        before = images._version
-        logits = module(images)
-    watch.images_changed = images._version != before
+        before = given._version
+        logits = module(given)
+    watch.images_changed = given._version != before
     return logits, watch, counter.get_total_flops() // 2  # torch counts a multiply-add as two
 
 

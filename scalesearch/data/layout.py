@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scalesearch.data.mistaken import refuse_mistaken
 from scalesearch.data.pixels import SUFFIXES
 from scalesearch.data.spec import SPLITS
 from scalesearch.data.walk import Found, kind, walk
@@ -51,7 +52,8 @@ def read_layout(root: Path, roles: Mapping[str, Sequence[str]] = ROLES) -> Layou
     folders, notes = find_splits(root, roles)
     classes = _class_names(folders["train"])
     if len(classes) < 2:
-        raise ValueError(_too_few(folders["train"], classes))
+        raise ValueError(_too_few(folders["train"], classes, roles))
+    refuse_mistaken(folders["train"], classes, roles)
     notes += _alike(classes)
     present = {role: _present(folder, classes) for role, folder in folders.items()}
     found = walk([folders[role] / name for role, names in present.items() for name in names])
@@ -152,13 +154,15 @@ def _present(folder: Path, classes: Sequence[str]) -> set[str]:
     return set(names)
 
 
-def _too_few(folder: Path, classes: Sequence[str]) -> str:
+def _too_few(folder: Path, classes: Sequence[str], roles: Mapping[str, Sequence[str]]) -> str:
     if not classes:
         return (
             f"{shown(folder)} has no class folders; it must hold <class>/<image> of at least 2 classes{_held(folder)}"
         )
     inner = [path for path in _visible(folder / classes[0]) if kind(path) == "a folder"]
     hint = f"; '{shown(classes[0])}' holds {len(inner)} folders: are these the classes?" if len(inner) > 1 else ""
+    if any(path.name.lower() in roles["train"] for path in inner):
+        hint = f"; did you mean data.root={shown(folder / classes[0])}?"
     return f"{shown(folder)} has 1 class folder, '{shown(classes[0])}'; at least 2 are needed{hint}"
 
 
@@ -166,7 +170,7 @@ def _alike(classes: Sequence[str]) -> list[str]:
     """A word on classes whose names are one and the same on other systems, and to most readers."""
     same: dict[str, list[str]] = {}
     for name in classes:
-        same.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(f"'{shown(name)}'")
+        same.setdefault(" ".join(unicodedata.normalize("NFC", name).casefold().split()), []).append(f"'{shown(name)}'")
     pairs = [listed(names) for names in same.values() if len(names) > 1]
     return [f"the names of the classes {'; '.join(pairs[:_NAMED])} are alike: they are trained as different ones"] * (
         len(pairs) > 0

@@ -14,14 +14,21 @@ _SHARE = 0.6  # of what is available: networks and their training need room as w
 
 def refuse_too_large(images: Mapping[str, int], resolution: int) -> None:
     """Raises: ValueError with the sizes where so many images of a split do not fit; 3 bytes a pixel."""
+    for words in too_large(images, resolution):
+        raise ValueError(words)
+
+
+def too_large(images: Mapping[str, int], resolution: int) -> list[str]:
+    """The sizes in a sentence where so many images of a split do not fit; none where they do."""
     number = sum(images.values())
     needed, available = number * 3 * resolution**2, available_memory()
     if needed > _SHARE * available:
         parts = listed([f"{count} for {SPLITS[name]}" for name, count in images.items()])
-        raise ValueError(
+        return [
             f"{number} images of {resolution} px ({parts}) take {needed / 1e9:.1f} GB, more than {100 * _SHARE:.0f} % "
             f"of the {available / 1e9:.1f} GB of memory available; lower data.resolution or data.num_train"
-        )
+        ]
+    return []
 
 
 def available_memory() -> int:

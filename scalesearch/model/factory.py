@@ -11,9 +11,11 @@ import hashlib
 import importlib
 import inspect
 import json
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from scalesearch.model.failure import FactoryError, raised_at
-from scalesearch.model.hidden import hidden, needs_values
+from scalesearch.model.hidden import Foreign, fixed_weights, hidden, needs_values
 from scalesearch.model.sources import Sources, sources, watched
 from scalesearch.model.timm_models import maker, version
 from scalesearch.network import Factory
@@ -74,7 +76,8 @@ def imported(function: str, key: str) -> Callable[..., Any]:
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)
     try:
-        module = importlib.import_module(module_name)
+        with _settings_kept():
+            module = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(
             f"{key} is {function!r}, but {module_name} cannot be imported ({one_line(error)}); it must be installed, "
@@ -103,21 +106,41 @@ def make(network: Factory) -> nn.Module:
             f"not run. Name it yourself: baseline.factory={network.function}"
         )
     try:
-        module: Any = _trusted[network.function].made(
-            depth=network.depth,
-            width=network.width,
-            resolution=network.resolution,
-            num_classes=network.num_classes,
-            in_channels=network.in_channels,
-        )
+        with _settings_kept():
+            module: Any = _trusted[network.function].made(
+                depth=network.depth,
+                width=network.width,
+                resolution=network.resolution,
+                num_classes=network.num_classes,
+                in_channels=network.in_channels,
+            )
     except (Exception, SystemExit) as error:  # a script's argparse, say, exits
         raise FactoryError.of(network, error) from error
     if not isinstance(module, nn.Module):
         what = f"the class {module.__name__}" if isinstance(module, type) else f"a {type(module).__name__}"
         raise ValueError(f"{network.function} returned {what}; it must return a torch.nn.Module")
+    if any(type(part).__name__ == "OptimizedModule" for part in module.modules()):
+        raise FactoryError.that(
+            network, "its network is compiled by torch.compile, which hides what is counted; return it uncompiled"
+        )
     if any(is_lazy(weight) for weight in (*module.parameters(), *module.buffers())):
         _materialise(module, network)
     return module
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    """What code of the user's sets for all of torch is set back: other networks are made and trained here as well."""
+    dtype, threads, grad, here = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), Path.cwd()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(grad)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        if Path.cwd() != here:
+            os.chdir(here)
 
 
 def _materialise(module: nn.Module, network: Factory) -> None:
@@ -147,19 +170,22 @@ def structure(network: Factory) -> str:
 
     It is made of names and shapes of the weights, of how the modules print themselves (strides, kernels), of the
     values that they have beside these, and of what the function depends on (`sources`): an edit of any of its files
-    makes new networks. A function of one file, with no such values, has the digest that the first release gave it.
+    makes new networks. So do other values of weights that the function takes from elsewhere. A function of one file,
+    with no such values, has the digest that the first release gave it.
     Of timm's networks the version of timm stands for its code.
     """
     if is_timm(network.function):
         return _digest(_shown(make_on_meta(network)) | {"packages": {"timm": version()}})
     loaded, read = set[str](), set[str]()
     with watched(loaded, read):
-        module = make_on_meta(network)
-        values_of = module
-        if needs_values(module):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                values_of = make(network)
+        with Foreign() as foreign:
+            module = make_on_meta(network)
+        others_values = foreign.seen or any(not weight.is_meta for weight in module.parameters())
+        values_of, fixed = module, {}
+        if needs_values(module) or others_values:
+            values_of = _made_with_seed(network, 0)
+        if others_values:
+            fixed = fixed_weights(values_of, _made_with_seed(network, 1))
     seen = _trusted[network.function]
     if not seen.called:  # what it keeps from its first call on, it opens no more
         seen.loaded |= loaded
@@ -171,20 +197,32 @@ def structure(network: Factory) -> str:
     others = {name: digest for name, digest in reached.modules.items() if digest != own}
     beside = {
         "hidden": hidden(values_of),
+        "fixed": fixed,
         "reached": others,
         "packages": reached.packages,
         "files": reached.files,
+        "environment": reached.environment,
     }
     values |= {key: more for key, more in beside.items() if more}
     return _digest(values)
 
 
+def _made_with_seed(network: Factory, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make(network)
+
+
 def _shown(module: nn.Module) -> dict[str, Any]:
-    """Names and shapes of the weights, and how the modules print themselves."""
+    """Names and shapes of the weights, which of them are one, and how the modules print themselves."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    shared = [same for same in names.values() if len(same) > 1]
     return {
         "weights": [[name, list(tensor.shape)] for name, tensor in module.state_dict().items()],
         "modules": re.sub(r" at 0x[0-9a-f]+", "", str(module)),  # an address is another in each process
-    }
+    } | ({"shared": shared} if shared else {})
 
 
 def _digest(values: dict[str, Any]) -> str:

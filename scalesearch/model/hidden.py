@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _COMMON = {*vars(nn.Module()), "training"}
 _MOST_VALUES = 64  # of a tensor that is no weight: a table of sines differs between processors in its last digits
@@ -55,6 +56,40 @@ def _flat(value: Any) -> Iterator[Any]:
 def needs_values(module: nn.Module) -> bool:
     """Whether there are small tensors, beside the weights, whose values only a module off the meta device has."""
     return any(tensor.is_meta for tensor in _small_tensors(module))
+
+
+class Foreign(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While a network is made on the meta device: whether tensors with values go into it, which are from elsewhere.
+
+    A library may read a file without Python, which then knows nothing of that file (`sources.watched`).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as `cost.forward._Watch`
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen = self.seen or any(
+            isinstance(one, Tensor) and not one.is_meta and one.numel() > 1 for one in _flat(list(args))
+        )
+        return operation(*args, **(kwargs or {}))
+
+
+def fixed_weights(one: nn.Module, other: nn.Module) -> dict[str, str]:
+    """Digests of weights and buffers that two networks share which were made with different seeds.
+
+    Those that are all 0 or all 1, as layers of torch start with, are left out.
+    """
+    theirs, found = other.state_dict(), {}
+    for name, tensor in one.state_dict().items():
+        value = tensor.detach().cpu()
+        if torch.equal(value, theirs[name].cpu()) and not bool((value == 0).all() or (value == 1).all()):
+            found[name] = hashlib.sha256(value.contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+    return found
 
 
 def _small_tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -10,6 +10,7 @@ import hashlib
 import importlib.machinery
 import importlib.metadata
 import os
+import re
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -22,15 +23,20 @@ _OURS = ("torch", "scalesearch")  # no part of the key of a table either: `ledge
 _LIBRARIES = tuple(
     str(Path(sysconfig.get_path(name)).resolve()) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
+_VARIABLE = re.compile(r"""(?:\benviron(?:\s*\.\s*\w+)?\s*[\[(]|\bgetenv\s*\()\s*["'](\w+)["']""")
 _ELSEWHERE = (sys.prefix + os.sep, *("/proc/", "/sys/", "/dev/", "/etc/", "/usr/"))
 
 
 class Sources(NamedTuple):
-    """Digest by name of the user's modules, version by name of the packages, digests of other files."""
+    """Digest by name of the user's modules, version by name of the packages, digests of other files.
+
+    environment: of variables that the modules name, as they are now; None where one is not set.
+    """
 
     modules: dict[str, str]
     packages: dict[str, str]
     files: list[str]
+    environment: dict[str, str | None]
 
 
 def sources(function: str, made: Callable[..., Any], loaded: set[str], read: set[str]) -> Sources:
@@ -61,11 +67,15 @@ def sources(function: str, made: Callable[..., Any], loaded: set[str], read: set
         waiting += sorted(found - seen)
         seen |= found
     paths = {path.resolve() for path in modules.values()}
+    variables = {
+        name for path in paths if path.suffix == ".py" for name in _VARIABLE.findall(path.read_text("utf-8", "replace"))
+    }
     others = {Path(path).resolve() for path in read} - paths
     return Sources(
         modules={name: _digest(path) for name, path in sorted(modules.items()) if path.stat().st_size},
         packages={name: _version(name) for name in sorted(packages)},
         files=sorted(_digest(path) for path in others if _is_users(path)),
+        environment={name: os.environ.get(name) for name in sorted(variables)},
     )
 
 

@@ -157,11 +157,22 @@ def _digest(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
     return whole.hexdigest()
 
 
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each with memory of its own, as safetensors has them: layers may share a weight."""
+    found, seen = {}, set()
+    for name, tensor in tensors.items():
+        whole = tensor.contiguous()
+        storage = whole.untyped_storage().data_ptr()
+        found[name] = whole.clone() if storage in seen else whole
+        seen.add(storage)
+    return found
+
+
 def save(tensors: Mapping[str, Tensor], path: Path, meta: dict[str, str] | None = None) -> None:
     """Write a file that is there whole or not at all; a temporary one that a kill leaves is swept by the ledger."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.temporary")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, meta)
+    save_file(_apart(tensors), temporary, meta)
     with temporary.open("rb") as file:
         os.fsync(file.fileno())  # before the record of the evaluation, which says that its weights are here
     temporary.replace(path)

@@ -21,7 +21,7 @@ from scalesearch.data.inspection import Finding, inspect, unreadable
 from scalesearch.data.labels_csv import read_labels
 from scalesearch.data.layout import ROLES, Layout, read_layout
 from scalesearch.data.pixels import decoding, read, why_not
-from scalesearch.data.room import refuse_too_large
+from scalesearch.data.room import refuse_too_large, too_large
 from scalesearch.data.spec import DataSpec, Log, Source, Split
 from scalesearch.data.splits import cut_test
 from scalesearch.text import shown
@@ -41,7 +41,7 @@ def source(spec: DataSpec, log: Log, roles: Mapping[str, Sequence[str]] = ROLES)
     resolution = spec.resolution
     root = _root(spec.root)
     layout = read_labels(root, roles) or read_layout(root, roles)
-    found, notes = dict(layout.files), list(layout.notes)
+    found, notes = dict(layout.files), [*layout.notes, *too_large(_used(spec, layout), resolution)]
     if spec.skip_bad:
         found, left_out = _readable(spec, layout, log)
         notes += left_out
