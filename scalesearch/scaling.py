@@ -70,7 +70,8 @@ class Rounding:
 class Proxy:
     """How a baseline is made small enough to be trained many times.
 
-    total_stride: strides are dropped from the earliest stage on until it is reached; None: the baseline's own.
+    total_stride: strides are dropped from the earliest stage on until it is reached, those of a stem's patches to 2 at
+        first; None: the baseline's own.
     """
 
     depth: Annotated[float, between(0.01, 10, "times the baseline's depth")]
@@ -162,9 +163,11 @@ def shrink(network: AnyNetwork, proxy: Proxy, rounding: Rounding) -> tuple[AnyNe
     rows = [*network.stem, *network.stages]
     above = math.prod(stage.stride for stage in network.head)
     wanted = proxy.total_stride or network.total_stride
-    for index in range(len(rows)):
-        while above * math.prod(row.stride for row in rows) > wanted and rows[index].stride > 1:
-            rows[index] = replace(rows[index], stride=rows[index].stride // 2)
+    for least in (2, 1):  # a stem's patches of one pixel are the last resort: a norm then leaves their sign alone
+        for index, row in enumerate(rows):
+            end = least if index < len(network.stem) and row.block in CUT else 1
+            while above * math.prod(one.stride for one in rows) > wanted and rows[index].stride // 2 >= end:
+                rows[index] = replace(rows[index], stride=rows[index].stride // 2)
     small = replace(
         network,
         stem=tuple(rows[: len(network.stem)]),

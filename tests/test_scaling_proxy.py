@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from conftest import case
 
 from scalesearch.cost import cost
-from scalesearch.network import Network
+from scalesearch.network import CUT, Network
 from scalesearch.planning import grain_words
 from scalesearch.scaling import (
     Coefficients,
@@ -100,6 +101,22 @@ def test_a_patch_is_halved_until_the_total_stride_is_reached(baselines: dict[str
     for total_stride, patch in ((14, 14), (8, 7), (4, 3), (2, 1)):
         small, _ = shrink(network, Proxy(depth=1, width=1, resolution=42, total_stride=total_stride), NEAREST)
         assert strides(small) == [patch, 1, 1]
+
+
+def test_a_stems_patches_of_a_pixel_are_the_last_resort(
+    baselines: dict[str, Network], proxies: dict[str, Proxy]
+) -> None:
+    """Of points without neighbours ConvNeXt's norm leaves the sign alone: its proxy learnt nothing, 10 % on digits."""
+    cut = [network for network in baselines.values() if any(row.block in CUT for row in network.stem)]
+    assert {network.stem[0].block for network in cut} >= {"patch_embed", "patch_norm"}
+    for network, proxy in product(cut, proxies.values()):
+        small, _ = shrink(network, proxy, NEAREST)
+        assert isinstance(small, Network)
+        with case(network.name, proxy):
+            assert small.total_stride == min(network.total_stride, proxy.total_stride or network.total_stride)
+            assert min(row.stride for row in small.stem) > 1
+    whole = Proxy(depth=1, width=1, resolution=32, total_stride=1)
+    assert all(shrink(network, whole, NEAREST)[0].total_stride == 1 for network in cut)  # type: ignore[union-attr]
 
 
 def test_what_a_rule_keeps_is_shrunk_and_kept_again_when_the_proxy_is_scaled(
