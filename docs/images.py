@@ -258,6 +258,28 @@ LAYOUTS: dict[str, tuple[dict[str, bytes], Splits | str]] = {
     "an image beside the classes": (TRAIN | {"train/x.png": drawn("x")}, CUT),
     "an empty folder called like an image": (TRAIN | {"train/cat/x.png/": b""}, CUT),
     "a folder and an archive beside train": (TRAIN | filled("dev/cat") | {"test.zip": b"x"}, CUT),
+    "splits in the classes": (
+        filled("cat/train", "dog/train") | filled("cat/test", "dog/test", number=2),
+        "splits must be outermost, test/cat/<image>",
+    ),
+    "splits in the classes of train": (
+        filled("train/cat", "train/dog") | filled("train/cat/val", "train/dog/val", number=2),
+        "holds val/, whose images would be of one split",
+    ),
+    "splits of other names": (
+        filled("training_set/cat", "training_set/dog") | filled("test_set/cat", "test_set/dog", number=2),
+        "would be classes, and look like splits: call them test/ and train/",
+    ),
+    "images of splits of other names": (
+        filled("train_images") | filled("val_images", number=2),
+        "would be classes, and look like splits",
+    ),
+    "images and masks": (filled("train/images", "train/masks"), "images/ and masks/, which would be the classes"),
+    "classes called like a split": (
+        filled("train/test_tube", "train/train_station", "train/cat"),
+        Splits("20 of train/", "4 of train/", "6 of train/"),
+    ),
+    "the root one folder too high": (filled("data/train/cat", "data/train/dog"), "did you mean data.root="),
     "an image in two splits and two classes": (
         TRAIN | VAL | {name: drawn("x") for name in ("val/cat/00.png", "train/cat/00.png", "train/dog/00.png")},
         Splits("16 of train/", "4 of val/", "4 of train/"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,12 +26,12 @@ def refuse_mistaken(folder: Path, classes: Sequence[str], roles: Mapping[str, Se
     words = {name.lower() for name in classes}
     if words <= _IMAGES | _MASKS and words & _IMAGES and words & _MASKS:
         raise ValueError(
-            f"{shown(folder)} holds {_folders(classes)}, which would be the classes: images of one class each must be in "
-            "train/<class>/<image>, and masks in none of these folders; rename them if they are classes"
+            f"{shown(folder)} holds {_folders(classes)}, which would be the classes: images must be in "
+            "train/<class>/<image>, and masks in no such folder; rename these if they are classes"
         )
     inner = {name: _sub_folders(folder / name) for name in classes}
-    for one, other in zip(classes, classes[1:], strict=False):
-        if _role(one) and _role(other) and _role(one) != _role(other):
+    for one, other in itertools.pairwise(name for name in classes if _role(name)):
+        if _role(one) != _role(other):
             alike = inner[one] == inner[other] and len(inner[one]) > 1
             if alike or all(map(_role, classes)):
                 raise ValueError(
@@ -42,8 +43,8 @@ def refuse_mistaken(folder: Path, classes: Sequence[str], roles: Mapping[str, Se
     if len(within) > 1 or any(len(subs) > 1 for subs in within.values()):
         name, subs = next(iter(within.items()))
         raise ValueError(
-            f"{shown(folder / name)} holds {_folders(subs)}, whose images would all be of the class '{shown(name)}' and of "
-            f"one split: splits must be outermost, {subs[0]}/{shown(name)}/<image>; or, if they are none, rename them"
+            f"{shown(folder / name)} holds {_folders(subs)}, whose images would be of one split: splits must be "
+            f"outermost, {subs[0]}/{shown(name)}/<image>; or, if they are none, rename them"
         )
 
 
