@@ -302,7 +302,7 @@ def planted(root: Path, files: Mapping[str, bytes]) -> Path:
 
 
 class Outcome(NamedTuple):
-    """found: "right", "refused" or what is wrong. words: all that is said but for the sizes of the splits."""
+    """found: "right", "refused" or what is wrong. words: all remarks but for the sizes of the splits."""
 
     found: str
     splits: Splits
@@ -314,15 +314,15 @@ def outcome(files: Mapping[str, bytes], expected: Splits | str) -> Outcome:
     with tempfile.TemporaryDirectory() as directory:
         root = planted(Path(directory) / "root", files)
         spec = DataSpec("folder", None, 4, root=str(root), resolution=RESOLUTION, cache=str(Path(directory) / "cache"))
-        said: list[str] = []
+        remarks: list[str] = []
         splits = Splits("-", "-", "-")
         try:
-            splits, mistaken = provenance(load(spec, log=said.append), files)
+            splits, mistaken = provenance(load(spec, log=remarks.append), files)
             found = "right" if splits == expected and not mistaken else f"wrong ({splits}, {mistaken})"
         except ValueError as error:
-            said.append(str(error))
+            remarks.append(str(error))
             found = "refused" if isinstance(expected, str) and expected in str(error) else f"wrong ({error})"
-        words = "; ".join(" ".join(line.split()) for line in said if not line.startswith("validation: "))
+        words = "; ".join(" ".join(line.split()) for line in remarks if not line.startswith("validation: "))
         words = words.replace(f"{root}/", "").replace(str(root), "ROOT").replace(str(directory), "ABOVE")
         return Outcome(found, splits, words.replace("|", "/").replace("<", "&lt;"))
 
@@ -334,7 +334,7 @@ def provenance(data: Data, files: Mapping[str, bytes]) -> tuple[Splits, list[str
         if content.startswith(b"\x89PNG"):
             pixels = np.asarray(Image.open(io.BytesIO(content)))
             names.setdefault(pixels.transpose(2, 0, 1).tobytes(), []).append(name)
-    classes, said, mistaken = data.description.classes, [], []
+    classes, remarks, mistaken = data.description.classes, [], []
     for images, labels in ((data.train_images, data.train_labels), (data.val_images, data.val_labels), data.test()):
         folders = set()
         for image, label in zip(images, labels, strict=True):
@@ -343,8 +343,8 @@ def provenance(data: Data, files: Mapping[str, bytes]) -> tuple[Splits, list[str
             meant = [labels_of(name, files, classes) for name in known]
             mistaken += known if (own if own is not None else {classes[int(label)]}) not in meant else []
             folders |= {PurePosixPath(known[0]).parts[0]} if len(known) == 1 else set()
-        said.append(f"{len(images)} of {' and '.join(f'{one}/' for one in sorted(folders))}")
-    return Splits(*said), mistaken
+        remarks.append(f"{len(images)} of {' and '.join(f'{one}/' for one in sorted(folders))}")
+    return Splits(*remarks), mistaken
 
 
 def labels_of(name: str, files: Mapping[str, bytes], classes: tuple[str, ...]) -> set[str]:
@@ -357,8 +357,8 @@ def labels_of(name: str, files: Mapping[str, bytes], classes: tuple[str, ...]) -
 
 
 def layout_table() -> str:
-    """Each layout with what becomes of it, and what is said, as Markdown."""
-    lines = ["| layout | is | training | validation | test | what is said |", "|---" * 6 + "|"]
+    """Each layout with what becomes of it, and the remarks, as Markdown."""
+    lines = ["| layout | is | training | validation | test | remarks |", "|---" * 6 + "|"]
     for name, (files, expected) in LAYOUTS.items():
         found, splits, words = outcome(files, expected)
         lines.append(f"| {name} | {found} | {' | '.join(splits)} | {words} |")

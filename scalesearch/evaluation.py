@@ -92,7 +92,7 @@ class Evaluator:
         self.slots = executor.slots
 
     def precision(self, network: AnyNetwork, recipe: Recipe) -> str:
-        """What `network` is trained in, "float32" or "bfloat16": as the recipe asks, or as a worker's timing decides.
+        """What `network` is trained in, "float32" or "bfloat16": as the recipe sets, or as a worker's timing decides.
 
         Networks of the same blocks are decided together, by the first of them, and the decision is kept in the
         workspace's precision.json: what is compared is trained alike, and goes on alike after a crash.

@@ -43,7 +43,7 @@ OVERRIDES = (
     *("baseline=mobilenetv2", "proxy.width=0.25", "proxy.depth=0.5", "proxy.resolution=8", "proxy.total_stride=4"),
     *(
         "data=digits",
-        "data.num_train=320",
+        "data.num_train=640",
         "recipe=quick",
         "recipe.autocast=off",
         "recipe.seeds=2",

@@ -69,7 +69,7 @@ def _to_stderr(line: str) -> None:
 def describe(spec: DataSpec) -> Description:
     """The sizes of what `load` would return; fetches nothing and decodes nothing, but for `skip_bad`.
 
-    Raises: ValueError: the data set has fewer images than the spec asks for, or its directory is not what it should be.
+    Raises: ValueError: the data set has fewer images than the spec wants, or its directory is not what it should be.
     """
     return _describe(spec, _source(spec, _to_stderr))
 

@@ -23,7 +23,7 @@ _CONTRAST = 10.0  # standard deviation of a thumbnail's grey: flat ones are alik
 _PAIRS = 2_000_000_000  # that are compared, in about ten seconds; of more images every so manieth is looked at
 
 
-class Seen(NamedTuple):
+class CheckedImage(NamedTuple):
     """An image that was checked."""
 
     path: Path
@@ -31,7 +31,7 @@ class Seen(NamedTuple):
     finding: Finding
 
 
-def repeated(splits: Mapping[str, Sequence[Seen]]) -> list[str]:
+def repeated(splits: Mapping[str, Sequence[CheckedImage]]) -> list[str]:
     """A sentence for each two of "train", "val" and "test" that share images, and one on images in two classes."""
     found = []
     for one, other in (("val", "train"), ("test", "train"), ("test", "val")):
@@ -47,13 +47,13 @@ def repeated(splits: Mapping[str, Sequence[Seen]]) -> list[str]:
     return found + _in_two_classes([seen for split in splits.values() for seen in split])
 
 
-def _sampled(number: int, all_of_them: Sequence[Seen]) -> str:
+def _sampled(number: int, all_of_them: Sequence[CheckedImage]) -> str:
     return "" if number == len(all_of_them) else f" that were compared, of {len(all_of_them)},"
 
 
 def _shared(
-    some: Sequence[Seen], others: Sequence[Seen]
-) -> tuple[list[tuple[Seen, Seen]], list[tuple[Seen, Seen]], int]:
+    some: Sequence[CheckedImage], others: Sequence[CheckedImage]
+) -> tuple[list[tuple[CheckedImage, CheckedImage]], list[tuple[CheckedImage, CheckedImage]], int]:
     """(identical pairs, nearly identical ones, how many of `some` were compared for the latter)."""
     by_digest = {seen.finding.digest: seen for seen in reversed(others)}
     same = [(seen, by_digest[seen.finding.digest]) for seen in some if seen.finding.digest in by_digest]
@@ -63,7 +63,7 @@ def _shared(
     return same, _near(left, others), len(same) + len(left)
 
 
-def _near(some: Sequence[Seen], others: Sequence[Seen]) -> list[tuple[Seen, Seen]]:
+def _near(some: Sequence[CheckedImage], others: Sequence[CheckedImage]) -> list[tuple[CheckedImage, CheckedImage]]:
     from sklearn.metrics import pairwise_distances_argmin_min
 
     first, second = _thumbnails(some), _thumbnails(others)
@@ -76,15 +76,15 @@ def _near(some: Sequence[Seen], others: Sequence[Seen]) -> list[tuple[Seen, Seen
     return [(some[places[i]], others[nearest[i]]) for i in np.flatnonzero(close)]
 
 
-def _thumbnails(images: Sequence[Seen]) -> NDArray[np.float32]:
+def _thumbnails(images: Sequence[CheckedImage]) -> NDArray[np.float32]:
     """(N, pixels) of grey."""
     content = b"".join(bytes.fromhex(seen.finding.thumbnail) for seen in images)
     pixels = THUMBNAIL[0] * THUMBNAIL[1]
     return np.frombuffer(content, np.uint8).reshape(-1, pixels).astype(np.float32)
 
 
-def _in_two_classes(images: Sequence[Seen]) -> list[str]:
-    first: dict[str, Seen] = {}
+def _in_two_classes(images: Sequence[CheckedImage]) -> list[str]:
+    first: dict[str, CheckedImage] = {}
     pairs = []
     for seen in images:
         before = first.setdefault(seen.finding.digest, seen)

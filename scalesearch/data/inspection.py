@@ -52,7 +52,7 @@ def inspect(files: Sequence[Path], side: int, *, root: Path, cache: Path, log: L
     stamps = [kept.stamp(path) for path in files]
     found = [kept.get(path, stamp) for path, stamp in zip(files, stamps, strict=True)]
     missing = [i for i, one in enumerate(found) if one is None]
-    began = said = saved = time.monotonic()
+    began = shown_at = saved = time.monotonic()
     try:
         with decoding(), ThreadPoolExecutor() as pool:
             for start in range(0, len(missing), _TOGETHER):
@@ -60,10 +60,10 @@ def inspect(files: Sequence[Path], side: int, *, root: Path, cache: Path, log: L
                 for i, one in zip(part, pool.map(lambda i: _look(files[i], side), part), strict=True):
                     found[i] = kept.put(files[i], stamps[i], *one)
                 now, done = time.monotonic(), start + len(part)
-                if now - said >= _EVERY_SECONDS and done < len(missing):
+                if now - shown_at >= _EVERY_SECONDS and done < len(missing):
                     left = (now - began) / done * (len(missing) - done)
                     log(f"checking the images: {done:,} of {len(missing):,}, {duration(left)} left")
-                    said = now
+                    shown_at = now
                 if now - saved >= _SAVED_SECONDS:
                     kept.save(log)
                     saved = time.monotonic()

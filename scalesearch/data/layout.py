@@ -60,13 +60,13 @@ def read_layout(root: Path, roles: Mapping[str, Sequence[str]] = ROLES) -> Layou
     files = {}
     for role, folder in folders.items():
         own = {label: found[folder / name] for label, name in enumerate(classes) if name in present[role]}
-        files[role], said = _images(folder, classes, own, needed=role == "train")
-        notes += said
+        files[role], remarks = _images(folder, classes, own, needed=role == "train")
+        notes += remarks
     return Layout(tuple(classes), files, folders, tuple(notes))
 
 
 def find_splits(root: Path, roles: Mapping[str, Sequence[str]] = ROLES) -> tuple[dict[str, Path], list[str]]:
-    """The folder of each split that is there, and what is to be said of the root; without train/ the root is "train".
+    """The folder of each split that is there, and the remarks on the root; without train/ the root is "train".
 
     Raises: ValueError where there are no such folders, two for one split, or a split is no folder.
     """
@@ -184,7 +184,7 @@ def _visible(directory: Path) -> list[Path]:
 def _images(
     folder: Path, classes: Sequence[str], own: Mapping[int, Found], *, needed: bool
 ) -> tuple[list[tuple[Path, int]], list[str]]:
-    """(file, label) of each image of a split, classes and files by name, and what is to be said of it.
+    """(file, label) of each image of a split, classes and files by name, and the remarks on it.
 
     own: what lies in the folder of each class that has one, by its label.
     """
@@ -205,9 +205,9 @@ def _images(
             left_out.setdefault(reason, []).extend(paths)
     notes = [_left_out_words(folder, left_out)] if left_out else []
     if not images:
-        held = f"; {notes[0]}" if notes else ""
+        remark = f"; {notes[0]}" if notes else ""
         raise ValueError(
-            f"{shown(folder)} has no images in class folders{held}; fill it, or remove it: it is then no split"
+            f"{shown(folder)} has no images in class folders{remark}; fill it, or remove it: it is then no split"
         )
     if nested:
         notes.append(
@@ -218,8 +218,8 @@ def _images(
 
 
 def _empty(directory: Path, found: Found) -> str:
-    held = f"; it holds {_reasons(directory, found.left_out)}" if found.left_out else ""
-    return f"{shown(directory)} has no images ({', '.join(sorted(SUFFIXES))}){held}; remove it or fill it"
+    remark = f"; it has {_reasons(directory, found.left_out)}" if found.left_out else ""
+    return f"{shown(directory)} has no images ({', '.join(sorted(SUFFIXES))}){remark}; remove it or fill it"
 
 
 def _left_out_words(folder: Path, left_out: Mapping[str, list[Path]]) -> str:

@@ -19,7 +19,7 @@ class RayExecutor(Pool):
 
     A Ray that this starts ends with `shutdown` or the driver; one that is there already is left running. Ray itself
     never retries an evaluation. Ray listens on every network address of a machine and has no setting against it; from
-    2.60 on it asks whoever calls for a token. The local executor opens no port at all.
+    2.60 on it demands a token of every caller. The local executor opens no port at all.
 
     Args:
         workers: None for as many as there is room for.

@@ -1,7 +1,7 @@
 """Questions about a finished study, answered with numbers from its files and the ledger; nothing is trained.
 
 `read` gathers the facts, `answers` has every question of `questions` answered from them, and `markdown` puts that into
-words. What was not measured is said to be, with the command that measures it.
+words. What was not measured is named, with the command that measures it.
 """
 
 from __future__ import annotations

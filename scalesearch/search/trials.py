@@ -65,7 +65,7 @@ def possible(
 def requests(
     strategy: Strategy, problem: Problem, score: Callable[[Request], Score | None], *, first: Iterable[Request] = ()
 ) -> Iterator[Step]:
-    """What a strategy asks for and stops, in order, and None where it must wait for a score that is not there yet.
+    """What a strategy requests and stops, in order, and None where it must wait for a score that is not there yet.
 
     score: of a request; None while it is under way. It is shown to the strategy when `lookahead` says so, and never
         sooner. first: requests that are under way already; their scores are shown before any other.
@@ -103,7 +103,7 @@ def run(
     storage: str,
     study: str,
 ) -> Iterator[TrialResult | Stopped | Ended]:
-    """Train the 1x network with `seeds` seeds, and the candidates as the strategy asks; what comes, as it comes.
+    """Train the 1x network with `seeds` seeds, and the candidates as the strategy requests; outcomes as they come.
 
     `data` and `init` are digests, as an `Evaluation` has them. `storage` and `study` are Optuna's, where a candidate is
     a trial with its trainings as intermediate values; the study may be deleted at any time.

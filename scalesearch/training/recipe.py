@@ -89,7 +89,7 @@ class Recipe:
 
     @property
     def precision(self) -> str | None:
-        """The precision that `autocast` asks for; None where it leaves it to a timing."""
+        """The precision that `autocast` sets; None where it leaves it to a timing."""
         return {"off": "float32", "bfloat16": "bfloat16"}.get(self.autocast)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scalesearch.data.duplicates import Seen, repeated
+from scalesearch.data.duplicates import CheckedImage, repeated
 from scalesearch.data.fetch import cache_directory
 from scalesearch.data.inspection import Finding, inspect, unreadable
 from scalesearch.data.labels_csv import read_labels
@@ -46,8 +46,8 @@ def source(spec: DataSpec, log: Log, roles: Mapping[str, Sequence[str]] = ROLES)
         found, left_out = _readable(spec, layout, log)
         notes += left_out
     held_out = len(found.get("val", ()))
-    files, said = _cut(spec, layout, found)
-    notes.append(said)
+    files, summary = _cut(spec, layout, found)
+    notes.append(summary)
 
     def open_split(split: str) -> Split:
         paths = [path for path, _ in files[split]]
@@ -92,17 +92,17 @@ def _cut(spec: DataSpec, layout: Layout, found: Mapping[str, Files]) -> tuple[di
     if val:
         used = min(spec.num_val, len(val))
         part = f"the {used}" if used == len(val) else f"{used} of the {len(val)} (data.num_val)"
-        said = f"validation: {part} images of {name['val']}"
+        summary = f"validation: {part} images of {name['val']}"
     else:
-        said = f"validation: {spec.num_val} images cut from {name['train']} (data.num_val)"
+        summary = f"validation: {spec.num_val} images cut from {name['train']} (data.num_val)"
     if "test" in found:
         test = found["test"]
-        said += f"; test: the {len(test)} images of {name['test']}"
+        summary += f"; test: the {len(test)} images of {name['test']}"
     else:
         first, last = cut_test(np.array([label for _, label in train]), seed=spec.split_seed)
         train, test = [train[i] for i in first], [train[i] for i in last]
-        said += f"; test: {len(test)} images cut from {name['train']}, a fifth, as there is no folder for it"
-    return {"train": train + val, "test": test}, said
+        summary += f"; test: {len(test)} images cut from {name['train']}, a fifth, as there is no folder for it"
+    return {"train": train + val, "test": test}, summary
 
 
 def _readable(spec: DataSpec, layout: Layout, log: Log) -> tuple[dict[str, Files], list[str]]:
@@ -155,7 +155,7 @@ def _check(spec: DataSpec, parts: Mapping[str, Files], log: Log) -> list[str]:
             "replace or remove them, or have them left out with data.skip_bad=true"
         )
     seen = iter(findings)
-    splits = {name: [Seen(path, label, next(seen)) for path, label in pairs] for name, pairs in parts.items()}
+    splits = {name: [CheckedImage(path, label, next(seen)) for path, label in pairs] for name, pairs in parts.items()}
     return [*_appearance(paths, findings), *repeated(splits)]
 
 

@@ -20,7 +20,7 @@ MostSeeds = Annotated[int, between(1, 1000, "of one candidate")]
 Regret = Annotated[
     float | None, between(1e-3, 100, "points; the search ends once its choice is expected to lose less than that")
 ]
-BASE = -1  # the place of the 1x network in a request: it is trained beside what a strategy asks for
+BASE = -1  # the place of the 1x network in a request: it is trained beside what a strategy requests
 
 
 class Request(NamedTuple):
@@ -58,7 +58,7 @@ class Score(NamedTuple):
 class Problem:
     """What is known before anything is trained.
 
-    macs: of each candidate. triples: the (alpha, beta, gamma) that are each of them. seeds: that the recipe asks for.
+    macs: of each candidate. triples: the (alpha, beta, gamma) that are each of them. seeds: of the recipe.
     """
 
     macs: tuple[int, ...]
