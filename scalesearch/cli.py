@@ -18,7 +18,7 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from scalesearch.signals import Listener, Stopped
+from scalesearch.signals import KEPT, Listener, Stopped
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
             _discard_output()
             code = _DONE
         except (Stopped, KeyboardInterrupt) as stop:
-            code = _fail(str(stop) or "interrupted", getattr(stop, "code", _INTERRUPTED))
+            code = _fail(str(stop) or f"interrupted; {KEPT}", getattr(stop, "code", _INTERRUPTED))
         if argv is None:  # the process itself, and no test of it
             LISTENER.done(code)
             if LISTENER.stopped:  # nothing is left to do, and an exit handler may wait for what was stopped
@@ -319,7 +319,7 @@ def _run(command: str, composed: DictConfig, as_json: bool) -> int:
     except (OSError, RuntimeError, MemoryError) as error:
         return _fail(_words(error), _ENVIRONMENT)
     except (Stopped, KeyboardInterrupt) as stop:
-        return _fail(str(stop) or "interrupted", getattr(stop, "code", _INTERRUPTED))
+        return _fail(str(stop) or f"interrupted; {KEPT}", getattr(stop, "code", _INTERRUPTED))
     except Exception as error:  # a library's own kind of error, or a fault of ours: where it was is given as well
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(last.filename).name}, line {last.lineno}"

@@ -16,7 +16,7 @@ from typing import Any
 
 # What batch systems send before they end a job differs; what the command says and returns does not.
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143, signal.SIGUSR1: 143}
-_KEPT = "what is finished is kept, and the same command goes on from there"
+KEPT = "what is finished is kept, and the same command goes on from there"
 
 
 class Stopped(BaseException):
@@ -27,7 +27,7 @@ class Stopped(BaseException):
         self.code = CODES[signal.Signals(number)]
 
     def __str__(self) -> str:
-        return f"{'interrupted' if self.code == CODES[signal.SIGINT] else 'terminated'}; {_KEPT}"
+        return f"{'interrupted' if self.code == CODES[signal.SIGINT] else 'terminated'}; {KEPT}"
 
 
 class Listener:
