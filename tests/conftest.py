@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import logging
 import os
 import signal
 import sqlite3
@@ -214,6 +215,14 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
 
     monkeypatch.setitem(EXECUTORS._loaded, "local", InThisProcess)
     monkeypatch.setattr(timing, "pace", lambda *_, **__: timing.Pace(1e-4, 1e-5))
+
+
+@pytest.fixture(autouse=True)
+def _enabled_loggers() -> None:
+    """Hydra switches off every logger that was there before it; a command that a test ran here may have done so."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("scalesearch") and isinstance(logger, logging.Logger):
+            logger.disabled = False
 
 
 class Ended(NamedTuple):
