@@ -89,7 +89,7 @@ TINY = (
         "recipe.batch_size=16",
         "recipe.autocast=off",
     ),
-    *("recipe.epochs=2", "recipe.learning_rate=0.2", "recipe.flip=false", "grid.alpha={start:1,stop:1.9,step:0.9}"),
+    *("recipe.epochs=3", "recipe.learning_rate=0.2", "recipe.flip=false", "grid.alpha={start:1,stop:1.9,step:0.9}"),
     *("grid.beta={start:1,stop:1.4,step:0.4}", "grid.gamma={start:1,stop:1.4,step:0.4}", "grid.product_tolerance=0.15"),
     *("budget.tolerance=0.12", "phis=[1]", "search=grid", "tracking=none", "study=tiny"),
 )
