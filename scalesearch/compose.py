@@ -58,6 +58,11 @@ def run(command: str, task: Callable[[DictConfig], object]) -> None:
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=f"scalesearch_{command}")(task)()
 
 
+_LOGGING = ("hydra_logging", "job_logging")
+# Hydra's own "disabled" switches off every logger that was there before it, the warnings of this package with them.
+_QUIET = {"version": 1, "root": {"level": "ERROR"}, "disable_existing_loggers": False}
+
+
 def composed(command: str, *overrides: str) -> DictConfig:
     """What the overrides of a command come to, without a command line."""
     import hydra
@@ -86,6 +91,8 @@ def store(command: str, overrides: Sequence[str] = ()) -> str:
             raise ValueError(f"{file} cannot be read: {one_line(error)}") from None
         except (OSError, yaml.YAMLError):  # Hydra says what is wrong with it, if it is the one that is chosen
             continue
+    for group in _LOGGING:
+        known.store(group=f"hydra/{group}", name="quiet", node=_QUIET, package=f"hydra.{group}")
     name = f"scalesearch_{command}"
     known.store(name=name, node=primary(command, help_text=help_of(command, extra) if help_wanted else "-"))
     return name
@@ -103,7 +110,7 @@ def primary(command: str, *, help_text: str = "") -> dict[str, Any]:
     """The primary configuration: its list of defaults, its own values, and what Hydra is told."""
     module = importlib.import_module(f"scalesearch.commands.{command}")
     groups = [{group: choice} for group, choice in module.GROUPS.items()]
-    silent = [{f"override hydra/{name}": "disabled"} for name in ("hydra_logging", "job_logging")]
+    silent = [{f"override hydra/{group}": "quiet"} for group in _LOGGING]
     hydra = {
         "run": {"dir": "."},
         "output_subdir": None,

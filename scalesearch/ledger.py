@@ -243,6 +243,12 @@ def _content(path: Path) -> bytes:
     return path.read_bytes()
 
 
+_FIELDS = {
+    *("key", "version", "specification", "state", "result", "reason"),
+    *("recorded_at", "environment", "digest", "weights_sha256"),
+}
+
+
 def _digest(record: Mapping[str, object]) -> str:
     return hashlib.sha256(
         canonical_json({name: one for name, one in record.items() if name != "digest"}).encode()
@@ -252,6 +258,8 @@ def _digest(record: Mapping[str, object]) -> str:
 def _check_record(key: str, record: Mapping[str, object]) -> None:
     if not isinstance(record, Mapping):
         raise ValueError("a record must be a table")
+    if strange := record.keys() - _FIELDS:  # a digest under another name would not be looked at
+        raise ValueError(f"it has a field {min(strange)!r}, and no record has")
     if record.get("key") != key:
         raise ValueError(f"its key is {record.get('key')!r}, and must be {key!r}")
     if record.get("state") not in ("finished", "failed"):

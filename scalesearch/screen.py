@@ -66,9 +66,6 @@ class Screen:
     def warnings(self) -> Iterator[None]:
         """What modules of this package warn of through `logging` is shown as `warn` does, and never dropped."""
         ours = logging.getLogger("scalesearch")
-        for name, logger in logging.root.manager.loggerDict.items():
-            if name.startswith("scalesearch") and isinstance(logger, logging.Logger):
-                logger.disabled = False  # Hydra switches off what was there before it
         handler = _Warnings(self)
         before, ours.level = ours.level, logging.WARNING
         ours.addHandler(handler)

@@ -215,14 +215,13 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
 
     monkeypatch.setitem(EXECUTORS._loaded, "local", InThisProcess)
     monkeypatch.setattr(timing, "pace", lambda *_, **__: timing.Pace(1e-4, 1e-5))
+    monkeypatch.setenv("SCALESEARCH_KERNELS", "off")  # chosen by times, they give other bits on another day
 
 
 @pytest.fixture(autouse=True)
-def _enabled_loggers() -> None:
-    """Hydra switches off every logger that was there before it; a command that a test ran here may have done so."""
-    for name, logger in logging.root.manager.loggerDict.items():
-        if name.startswith("scalesearch") and isinstance(logger, logging.Logger):
-            logger.disabled = False
+def _audible_warnings() -> None:
+    """A command that a test ran in this process has set the root logger to errors alone."""
+    logging.getLogger().setLevel(logging.WARNING)
 
 
 class Ended(NamedTuple):

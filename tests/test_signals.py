@@ -42,7 +42,8 @@ class Started:
                 stderr=err,
                 cwd=place,
                 start_new_session=True,
-                preexec_fn=(lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN) and None) if nohup else None,
+                # set in either case: the suite may itself have been started under nohup
+                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL) and None,
             )
 
     def ended(self, seconds: float = 60) -> tuple[int, str]:
