@@ -103,8 +103,21 @@ def test_shuffled_labels_say_what_was_learnt() -> None:
             found = unlearnt({"c01": [back] * 2}, Shuffled(name, scored.chance, 600), confidence=0.95)
             with case(name, skill):
                 assert bool(found) == (skill == 0)
-    constant = metrics.score("auroc", np.full((50, 2), 0.5), np.arange(50) % 2)
-    assert (constant.value, constant.chance_deviation) == (0.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "several"),
+    [(name, several) for name in metrics.METRICS for several in (False, True) if several or name != "accuracy"],
+)
+def test_one_answer_to_everything_is_no_better_than_chance(name: str, several: bool) -> None:
+    chance = np.random.default_rng(5)
+    for images in (7, 50, 120, 1013):
+        classes: Any = chance.integers(0, 3, images)
+        targets = (chance.random((images, 3)) < [0.5, 0.3, 0.1]).astype(np.uint8) if several else classes
+        scored = metrics.score(name, np.repeat(chance.random((1, 3)), images, 0), targets)
+        with case(images):
+            assert scored.chance_deviation == 0
+            assert scored.value == pytest.approx(scored.chance, abs=1e-6)
 
 
 def test_a_name_that_is_none_is_refused_with_the_known_ones() -> None:

@@ -25,6 +25,7 @@ Targets = NDArray[Any]
 Function = Callable[[Scores, Targets], float]
 ACCURACY = "accuracy"
 _SHUFFLES, _GROUPS = 50, 100
+_ROUNDING = 1e-6
 
 
 class Scored(NamedTuple):
@@ -114,7 +115,9 @@ def score(metric: str, scores: Scores, targets: Targets) -> Scored:
     shuffled = [value_of(scores, targets[chance.permutation(len(targets))]) for _ in range(_SHUFFLES)]
     kept = by_image.astype(np.float32)
     value = float(kept.mean(dtype=np.float64))
-    return Scored(value, kept, float(np.mean(shuffled)), float(np.std(shuffled, ddof=1)))
+    # One answer to everything is worth the same however labels are shuffled, but for how float32 rounds its sum.
+    deviation = float(np.std(shuffled, ddof=1)) if np.ptp(shuffled) > _ROUNDING else 0.0
+    return Scored(value, kept, float(np.mean(shuffled)), deviation)
 
 
 # Accuracy of labels, where an image may have several
