@@ -99,10 +99,7 @@ class Posterior:
 
     def best_set(self, among: Sequence[int], confidence: float) -> list[int]:
         """The fewest of these networks that include the best one with this probability, the most probable first."""
-        probability = self.probability_best(among)
-        order = np.argsort(-probability, kind="stable")
-        needed = int(np.searchsorted(np.cumsum(probability[order]), confidence - 1e-12)) + 1
-        return [among[place] for place in order[:needed]]
+        return [among[place] for place in most_probable(self.probability_best(among), confidence)]
 
     def gain(self, network: int, among: Sequence[int], under_way: Mapping[int, int] | None = None) -> float:
         """By how much the best expected accuracy of these is expected to rise by one more training of `network`.
@@ -145,6 +142,17 @@ class Posterior:
 _NORMAL = stats.norm.ppf((np.arange(256) + 0.5) / 256)  # equally probable values
 
 
+def most_probable(probability: Array, confidence: float) -> list[int]:
+    """The fewest places whose probabilities add up to `confidence`, the most probable first.
+
+    >>> most_probable(np.array([0.1, 0.6, 0.3]), 0.85)
+    [1, 2]
+    """
+    order = np.argsort(-probability, kind="stable")
+    needed = int(np.searchsorted(np.cumsum(probability[order]), confidence - 1e-12)) + 1
+    return [int(place) for place in order[:needed]]
+
+
 def doublings(triples: Sequence[tuple[float, float, float]]) -> Size:
     """The size of a network that stands for these (alpha, beta, gamma): the mean of their logarithms.
 
@@ -182,6 +190,19 @@ def posterior(
         roots = _with_images(roots, _root(images / unit), num_networks)
         sums = sums.with_images(num_networks)
     return _solved(prior, roots, sums, num_networks, centre, own)
+
+
+def fitted(
+    triples: Sequence[Sequence[tuple[float, float, float]]],
+    scores: Sequence[Mapping[int, float]],
+    correct: Sequence[Mapping[int, Any]],
+) -> Posterior | None:
+    """The `posterior` of networks by the (alpha, beta, gamma) that are each of them, with the images' part.
+
+    correct: of each network, seed to (N,) what each image contributes; the part is left out where one has none.
+    """
+    sizes = [doublings(of) for of in triples]
+    return posterior(sizes, scores, image_covariance(correct) if all(correct) else None)
 
 
 def image_covariance(correct: Sequence[Mapping[int, Any]]) -> Array:

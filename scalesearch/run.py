@@ -10,7 +10,7 @@ from scalesearch import report, search, variants
 from scalesearch.data import Data
 from scalesearch.evaluation import Evaluation
 from scalesearch.planning import num_evaluations, planned, refuse_infeasible, summary
-from scalesearch.search import BASELINE, Ended, Plan, Stopped, TrialResult
+from scalesearch.search import BASELINE, End, Plan, Stopped, TrialResult
 from scalesearch.selection import (
     Chance,
     Choice,
@@ -113,7 +113,7 @@ def _train_candidates(
             storage=sqlite_url(settings.workspace / "optuna.db"),
             study=settings.study,
         ):
-            if isinstance(one, Ended):
+            if isinstance(one, End):
                 progress.note(f"the search ends: {one.reason}")
             elif isinstance(one, Stopped):
                 stopped[one.candidate.id] = one.reason

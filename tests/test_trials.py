@@ -19,7 +19,7 @@ from scalesearch import search
 from scalesearch.data import DataSpec
 from scalesearch.evaluation import Evaluator
 from scalesearch.ledger import Ledger
-from scalesearch.search import BASE, BASELINE, Ended, Plan, Request, Stopped, TrialResult
+from scalesearch.search import BASE, BASELINE, End, Plan, Request, Stopped, TrialResult
 from scalesearch.selection import Choice, select
 from scalesearch.training import Recipe, Result
 from scalesearch.workspace import sqlite_url
@@ -109,7 +109,7 @@ def found(
         storage=sqlite_url(place / "optuna.db"),
         study="planted",
     ):
-        if isinstance(one, Ended):
+        if isinstance(one, End):
             stopped["search"] = one.reason
         elif isinstance(one, Stopped):
             stopped[one.candidate.id] = one.reason

@@ -25,6 +25,7 @@ from recorded import Recorded, Replayed, replay
 
 from scalesearch import compose
 from scalesearch.config import Groups, plain
+from scalesearch.posterior import most_probable
 from scalesearch.search import Strategy
 from scalesearch.study import StudySettings
 
@@ -126,10 +127,8 @@ def judged(found: Replayed, truth: np.ndarray, num_held: int, number: int) -> tu
     chosen = found.estimate.candidates.index(found.chosen)
     stated = 100 * float((drawn.max(1) - drawn[:, chosen]).mean())
     probability = np.bincount(drawn.argmax(1), minlength=len(places)) / len(drawn)
-    order = np.argsort(-probability, kind="stable")
-    needed = int(np.searchsorted(np.cumsum(probability[order]), CONFIDENCE - 1e-12)) + 1
     best = int(truth.argmax())
-    covered = best in {found.estimate.candidates[place] for place in order[:needed]}
+    covered = best in {found.estimate.candidates[place] for place in most_probable(probability, CONFIDENCE)}
     return stated, float(covered), float(len(estimated.best_set(places, CONFIDENCE)))
 
 

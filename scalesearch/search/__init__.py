@@ -7,12 +7,12 @@ from scalesearch.search.strategies import BASE, STRATEGIES, End, History, Proble
 if TYPE_CHECKING:
     from scalesearch.search.optuna_view import OptunaView
     from scalesearch.search.plan import BASELINE, Axis, Candidate, Grid, Plan, Real, candidates, measured
-    from scalesearch.search.trials import Ended, Stopped, TrialResult, possible, problem, requests, run, shortened
+    from scalesearch.search.trials import Stopped, TrialResult, possible, problem, requests, run, shortened
 
 __all__ = ["BASE", "STRATEGIES", "End", "History", "Problem", "Request", "Score", "Step", "Stop", "Strategy"]
 __all__ += ["OptunaView"]
 __all__ += ["BASELINE", "Axis", "Candidate", "Grid", "Plan", "Real", "candidates", "measured"]
-__all__ += ["Ended", "Stopped", "TrialResult", "possible", "problem", "requests", "run", "shortened"]
+__all__ += ["Stopped", "TrialResult", "possible", "problem", "requests", "run", "shortened"]
 
 
 def __getattr__(name: str) -> Any:

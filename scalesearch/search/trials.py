@@ -23,12 +23,6 @@ class TrialResult(NamedTuple):
     outcome: Outcome
 
 
-class Ended(NamedTuple):
-    """The strategy has ended the search before its compute was used up."""
-
-    reason: str
-
-
 class Stopped(NamedTuple):
     """A candidate that the strategy has taken out: it gets no more trainings and cannot be chosen."""
 
@@ -102,7 +96,7 @@ def run(
     evaluator: Evaluator,
     storage: str,
     study: str,
-) -> Iterator[TrialResult | Stopped | Ended]:
+) -> Iterator[TrialResult | Stopped | End]:
     """Train the 1x network with `seeds` seeds, and the candidates as the strategy requests; outcomes as they come.
 
     `data` and `init` are digests, as an `Evaluation` has them. `storage` and `study` are Optuna's, where a candidate is
@@ -177,10 +171,10 @@ class _Loop:
             self._end_if_complete(candidate)
         yield from self._newly_stopped()
 
-    def finish(self) -> Iterator[Stopped | Ended]:
+    def finish(self) -> Iterator[Stopped | End]:
         yield from self._newly_stopped()
         if self._end is not None:
-            yield Ended(self._end.reason)
+            yield self._end
         for candidate in self._plan.candidates:
             if candidate.id not in self._stopped and self._outcomes[candidate.id]:
                 self._view.end(candidate, self._outcomes[candidate.id])

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from scalesearch.posterior import Posterior, doublings, image_covariance, posterior
+from scalesearch.posterior import Posterior, fitted
 from scalesearch.search import BASELINE, Candidate
 from scalesearch.selection.pairs import Seeds, mean
 from scalesearch.text import level, percent, plural
@@ -67,9 +67,8 @@ def estimate(known: Mapping[str, Candidate], finished: Mapping[str, Seeds]) -> t
     """
     names = sorted(finished, key=lambda name: (name != BASELINE, name))
     scores = [{seed: mean({seed: correct}) for seed, correct in finished[name].items()} for name in names]
-    images = image_covariance([finished[name] for name in names])
-    sizes = [doublings([(t.alpha, t.beta, t.gamma) for t in known[name].triples]) for name in names]
-    found = posterior(sizes, scores, images)
+    triples = [[(t.alpha, t.beta, t.gamma) for t in known[name].triples] for name in names]
+    found = fitted(triples, scores, [finished[name] for name in names])
     return None if found is None else (names, found)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 
-from scalesearch.checks import between
+from scalesearch.checks import between, checked
 
 if TYPE_CHECKING:
     from scalesearch.posterior import Posterior
@@ -155,30 +155,53 @@ def estimate(problem: Problem, seen: History) -> Estimate | None:
 
     Candidates that have finished no training are not in it.
     """
-    from scalesearch.posterior import doublings, image_covariance, posterior
+    from scalesearch.posterior import fitted
 
     candidates = tuple(c for c in range(problem.size) if seen.of(c))
     networks = [*([BASE] if seen.baseline else []), *candidates]
     scores = [seen.baseline if network == BASE else seen.of(network) for network in networks]
-    sizes = [doublings([(1.0, 1.0, 1.0)] if network == BASE else problem.triples[network]) for network in networks]
-    images = [seen.by_image.get(network, {}) for network in networks]
-    found = posterior(sizes, scores, image_covariance(images) if all(images) else None)
+    triples = [[(1.0, 1.0, 1.0)] if network == BASE else problem.triples[network] for network in networks]
+    found = fitted(triples, scores, [seen.by_image.get(network, {}) for network in networks])
     return None if found is None else Estimate(found, candidates, tuple(map(networks.index, candidates)))
 
 
-def settled(estimated: Estimate | None, free: Collection[int], regret: float | None) -> End | None:
-    """The end of a search whose choice among `free` is expected to lose less than `regret` points."""
-    if regret is None or estimated is None or not {*estimated.candidates} & {*free}:
-        return None
-    expected = estimated.regret(free)
-    return (
-        End(f"the expected regret is {expected:.2f} points, below search.regret={regret:g}")
-        if expected < regret
-        else None
-    )
-
-
 ENOUGH_FREEDOM = 4  # degrees, from which on the deviation between seeds can be trusted
+
+
+@checked("search", kw_only=True)
+class Adaptive:
+    """What strategies share that train every candidate once, and then go by what they have seen."""
+
+    compute: Compute = 0.5
+    most_seeds: MostSeeds = 8
+    lookahead: Lookahead = 3
+    regret: Regret = None
+
+    def once(self, problem: Problem) -> Iterator[Request]:
+        """Every candidate with the first seed."""
+        for candidate in problem.longest_first:
+            yield Request(candidate, 0)
+
+    def left_after_once(self, problem: Problem) -> float:
+        """Multiply-adds that may be used beside those trainings."""
+        return self.compute * problem.seeds * sum(problem.macs) - sum(problem.macs)
+
+    def settled(self, estimated: Estimate | None, free: Collection[int]) -> End | None:
+        """The end of a search whose choice among `free` is expected to lose less than `regret` points."""
+        if self.regret is None or estimated is None or not {*estimated.candidates} & {*free}:
+            return None
+        expected = estimated.regret(free)
+        if expected >= self.regret:
+            return None
+        return End(f"the expected regret is {expected:.2f} points, below search.regret={self.regret:g}")
+
+    def expected(self, problem: Problem) -> list[tuple[int, float]]:
+        """(trainings, share): as many as the compute is for, and each candidate once."""
+        return [(max(problem.size, int(self.compute * problem.seeds * problem.size)), 1.0)]
+
+    def possible(self, problem: Problem) -> list[tuple[int, float]]:
+        """(seeds, share) of any one candidate."""
+        return [(self.most_seeds, 1.0)]
 
 
 class Strategy(Protocol):

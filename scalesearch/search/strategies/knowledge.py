@@ -5,22 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from scalesearch.checks import checked
-from scalesearch.search.strategies._base import (
-    Compute,
-    History,
-    Lookahead,
-    MostSeeds,
-    Problem,
-    Regret,
-    Request,
-    Step,
-    estimate,
-    settled,
-)
+from scalesearch.search.strategies._base import Adaptive, History, Problem, Request, Step, estimate
 
 
 @checked("search", kw_only=True)
-class Strategy:
+class Strategy(Adaptive):
     """Every candidate once, then by the knowledge gradient per multiply-add, until `compute` is used up.
 
     All scores are estimated together (`posterior`). The next seed goes to the candidate whose training raises the best
@@ -28,19 +17,12 @@ class Strategy:
     tells much about others. The search ends early where the choice is expected to lose less than `regret` points.
     """
 
-    compute: Compute = 0.5
-    most_seeds: MostSeeds = 8
-    lookahead: Lookahead = 3
-    regret: Regret = None
-
     def steps(self, problem: Problem, seen: History) -> Iterator[Step]:
-        for candidate in problem.longest_first:
-            yield Request(candidate, 0)
-        requested = dict.fromkeys(range(problem.size), 1)
-        left = self.compute * problem.seeds * sum(problem.macs) - sum(problem.macs)
+        yield from self.once(problem)
+        requested, left = dict.fromkeys(range(problem.size), 1), self.left_after_once(problem)
         while True:
             estimated = estimate(problem, seen)
-            if end := settled(estimated, requested, self.regret):
+            if end := self.settled(estimated, requested):
                 yield end
                 return
             under_way = {c: number - seen.num_shown(c) for c, number in requested.items()}
@@ -59,9 +41,3 @@ class Strategy:
                 yield None
             else:
                 return
-
-    def expected(self, problem: Problem) -> list[tuple[int, float]]:
-        return [(max(problem.size, int(self.compute * problem.seeds * problem.size)), 1.0)]
-
-    def possible(self, problem: Problem) -> list[tuple[int, float]]:
-        return [(self.most_seeds, 1.0)]

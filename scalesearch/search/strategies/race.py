@@ -11,22 +11,18 @@ from typing import Annotated
 from scalesearch.checks import between, checked
 from scalesearch.search.strategies._base import (
     ENOUGH_FREEDOM,
-    Compute,
+    Adaptive,
     History,
-    Lookahead,
-    MostSeeds,
     Problem,
-    Regret,
     Request,
     Step,
     Stop,
     estimate,
-    settled,
 )
 
 
 @checked("search", kw_only=True)
-class Strategy:
+class Strategy(Adaptive):
     """Every candidate once, then more seeds where they help to decide, until `compute` is used up.
 
     The next seed goes to the candidate that may still be the best one: the highest upper bound, `optimism` standard
@@ -35,17 +31,11 @@ class Strategy:
     choice is expected to lose less than `regret` points against the best candidate.
     """
 
-    compute: Compute = 0.5
-    most_seeds: MostSeeds = 8
     optimism: Annotated[float, between(0, 10, "standard errors above the mean, by which the next seed is given")] = 1.0
-    lookahead: Lookahead = 3
-    regret: Regret = None
 
     def steps(self, problem: Problem, seen: History) -> Iterator[Step]:
-        for candidate in problem.longest_first:
-            yield Request(candidate, 0)
-        left = self.compute * problem.seeds * sum(problem.macs) - sum(problem.macs)
-        yield from self.add_seeds(problem, seen, dict.fromkeys(range(problem.size), 1), left)
+        yield from self.once(problem)
+        yield from self.add_seeds(problem, seen, dict.fromkeys(range(problem.size), 1), self.left_after_once(problem))
 
     def add_seeds(self, problem: Problem, seen: History, requested: dict[int, int], left: float) -> Iterator[Step]:
         """The race among the candidates of `requested` (how many seeds each has had), for `left` multiply-adds."""
@@ -56,7 +46,7 @@ class Strategy:
                 yield stop
             if len(alive) == 1 and all(seen.num_shown(c) == requested[c] for c in alive):
                 return
-            if self.regret is not None and (end := settled(estimate(problem, seen), alive, self.regret)):
+            if self.regret is not None and (end := self.settled(estimate(problem, seen), alive)):
                 yield end
                 return
             deviation = seen.deviation(requested)
@@ -99,12 +89,6 @@ class Strategy:
             if difference > threshold * deviation * math.sqrt(2 / len(shared)):
                 gone.append(Stop(candidate, f"significantly worse than another by {100 * difference:.2f} points"))
         return gone
-
-    def expected(self, problem: Problem) -> list[tuple[int, float]]:
-        return [(max(problem.size, int(self.compute * problem.seeds * problem.size)), 1.0)]
-
-    def possible(self, problem: Problem) -> list[tuple[int, float]]:
-        return [(self.most_seeds, 1.0)]
 
 
 @cache
