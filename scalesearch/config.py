@@ -53,6 +53,11 @@ class Search:
         """Whether its points are those of alpha and beta, and gamma follows from the budget."""
         return self.name == "sampler"
 
+    @property
+    def regret(self) -> float | None:
+        """Points below which the expected regret ends the search; None where there is no such end."""
+        return getattr(self.strategy, "regret", None)
+
 
 @checked("selection")
 class Selection:

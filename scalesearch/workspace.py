@@ -6,10 +6,13 @@ Only light modules are imported here: the help of a command is made of this.
 from __future__ import annotations
 
 import atexit
+import fcntl
+import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,6 +83,38 @@ def sqlite_url(path: Path) -> str:
     if not re.fullmatch(r"[\w/ .,=+@~:-]*", str(absolute)):
         absolute = _plain_link(absolute.parent) / absolute.name
     return f"sqlite:///{absolute}"
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of a sqlite database; None for another one.
+
+    >>> sqlite_file("sqlite:////tmp/a.db"), sqlite_file("postgresql://host/a")
+    (PosixPath('/tmp/a.db'), None)
+    """
+    prefix = "sqlite:///"
+    path = url.removeprefix(prefix).split("?")[0]
+    return Path(path) if url.startswith(prefix) and path else None
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Locked until the end, or until the process ends however it ends; BlockingIOError where another has it."""
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+def make_aside(path: Path, make: Callable[[Path], object]) -> None:
+    """A file that is there whole or not at all: made elsewhere, and moved into place. Its lock must be held.
+
+    Libraries make the tables of a database on first use. Two processes doing so at once crash each other, and one that
+    is killed meanwhile leaves a database that never opens again.
+    """
+    for leftover in path.parent.glob(f".{path.name}.*.new*"):
+        leftover.unlink()
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.new")
+    make(unfinished)
+    unfinished.replace(path)
 
 
 @cache

@@ -45,7 +45,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
             f"about {evaluations} trainings by search={settings.search.name} ({len(plan.candidates)} candidates and "
             f"the 1x network); expected time on this machine: {duration(seconds)}"
         )
-        if (regret := getattr(settings.search.strategy, "regret", None)) is not None:
+        if (regret := settings.search.regret) is not None:
             once = seconds * (settings.seeds + len(plan.candidates)) / evaluations
             out.say(
                 f"search.regret={regret:g} ends it once the choice is expected to lose less than {regret:g} points: "

@@ -48,8 +48,7 @@ def show_in_optuna(study: Study, out: Screen) -> None:
     if is_locked(study.directory) or not (study.directory / "candidates.csv").exists():
         out.say(f"{study.name}: its `scalesearch run` command fills Optuna's database")
         return
-    keys = {row["candidate"]: row["key"] for row in study.evaluations if row["seed"] == 0 and "epochs" not in row}
-    settings, stopped = study.settings, study.stopped
+    settings, stopped, keys = study.settings, study.stopped, study.first_keys
     view = OptunaView(
         sqlite_url(study.workspace / "optuna.db"), study.name, settings.grid, settings.recipe, lambda one: keys[one.id]
     )

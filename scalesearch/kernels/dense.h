@@ -151,15 +151,9 @@ typedef struct {
     int64_t before_y, before_x, wide_height, wide_width; /* of the output's gradient with its margin */
     int64_t group; /* images at a time */
 } shape;
-#endif
 
-static shape NAME(shape_of)(const convolution *of) {
-    const node *from = of->from, *to = of->to;
-    const int simple = of->kernel == 1 && of->stride == 1 && of->padding == 0;
-    shape s = {
-        .images = simple ? NAME(positions)(from) : from->images, .height = simple ? 1 : from->height,
-        .width = simple ? 1 : from->width, .out_height = simple ? 1 : to->height, .out_width = simple ? 1 : to->width,
-        .kernel = of->kernel, .stride = of->stride, .padding = of->padding};
+/* With the sizes of the margins, from those of the maps. */
+static shape with_margins(shape s) {
     int64_t behind_y, behind_x;
     margins(s.height, s.out_height, s.kernel, s.stride, s.padding, &s.before_y, &behind_y);
     margins(s.width, s.out_width, s.kernel, s.stride, s.padding, &s.before_x, &behind_x);
@@ -169,6 +163,17 @@ static shape NAME(shape_of)(const convolution *of) {
     s.padded_width = (s.out_width - 1) * s.stride + s.kernel;
     if (s.padded_height < s.height + s.padding) s.padded_height = s.height + s.padding;
     if (s.padded_width < s.width + s.padding) s.padded_width = s.width + s.padding;
+    return s;
+}
+#endif
+
+static shape NAME(shape_of)(const convolution *of) {
+    const node *from = of->from, *to = of->to;
+    const int simple = of->kernel == 1 && of->stride == 1 && of->padding == 0;
+    shape s = with_margins((shape){
+        .images = simple ? NAME(positions)(from) : from->images, .height = simple ? 1 : from->height,
+        .width = simple ? 1 : from->width, .out_height = simple ? 1 : to->height, .out_width = simple ? 1 : to->width,
+        .kernel = of->kernel, .stride = of->stride, .padding = of->padding});
     const int64_t bytes = sizeof(REAL) * LANES *
         (NAME(planes)(from->channels) * s.padded_height * s.padded_width +
          NAME(planes)(to->channels) * s.wide_height * s.wide_width);

@@ -96,19 +96,9 @@ static void NAME(weigh)(
 
 static shape NAME(depthwise_shape)(const convolution *of) {
     const node *from = of->from, *to = of->to;
-    shape s = {
+    return with_margins((shape){
         .images = from->images, .height = from->height, .width = from->width, .out_height = to->height,
-        .out_width = to->width, .kernel = of->kernel, .stride = of->stride, .padding = of->padding};
-    int64_t behind_y, behind_x;
-    margins(s.height, s.out_height, s.kernel, s.stride, s.padding, &s.before_y, &behind_y);
-    margins(s.width, s.out_width, s.kernel, s.stride, s.padding, &s.before_x, &behind_x);
-    s.wide_height = s.before_y + s.out_height + behind_y;
-    s.wide_width = s.before_x + s.out_width + behind_x;
-    s.padded_height = (s.out_height - 1) * s.stride + s.kernel;
-    s.padded_width = (s.out_width - 1) * s.stride + s.kernel;
-    if (s.padded_height < s.height + s.padding) s.padded_height = s.height + s.padding;
-    if (s.padded_width < s.width + s.padding) s.padded_width = s.width + s.padding;
-    return s;
+        .out_width = to->width, .kernel = of->kernel, .stride = of->stride, .padding = of->padding});
 }
 
 static void NAME(read_map)(const convolution *of, const shape *s, int64_t plane, int64_t image, REAL *to) {

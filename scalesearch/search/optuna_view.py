@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +16,7 @@ from scalesearch.evaluation import Outcome
 from scalesearch.search.plan import Candidate, Grid
 from scalesearch.text import one_line
 from scalesearch.training import Recipe
+from scalesearch.workspace import locked, make_aside, sqlite_file
 
 if TYPE_CHECKING:
     import optuna
@@ -77,7 +76,7 @@ class OptunaView:
 
     def close(self, *, patience: float = 20.0) -> str | None:
         """None where the database shows everything, else why it does not; a lock is waited for so many seconds."""
-        path = _file(self._storage)
+        path = sqlite_file(self._storage)
         if path is not None and not path.exists():
             self._lose(FileNotFoundError(f"{path} was deleted"))  # what is open is written to a file without a name
         until = time.monotonic() + patience
@@ -201,37 +200,29 @@ def _shown(outcome: Outcome) -> dict[str, float]:
     return {"seed": training.seed, "epochs": training.recipe.epochs, "val_accuracy": outcome.result.val_accuracy}
 
 
-def _file(storage: str) -> Path | None:
-    """The file of a sqlite database."""
-    prefix = "sqlite:///"
-    return Path(storage.removeprefix(prefix)) if storage.startswith(prefix) and len(storage) > len(prefix) else None
-
-
 def _make_tables(storage: str) -> None:
     """A sqlite database is there, with its tables, and whole.
 
-    Optuna makes them on first use. Two processes doing so at once crash each other, and one that is killed meanwhile
-    leaves a database that never opens: so they are made elsewhere and moved into place. A damaged file is moved aside.
+    A damaged file is moved aside.
     """
     import optuna
 
-    if (path := _file(storage)) is None:
+    if (path := sqlite_file(storage)) is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f"{path.name}.lock").open("ab") as locked:
-        fcntl.flock(locked, fcntl.LOCK_EX)
+
+    def make(unfinished: Path) -> None:
+        made = optuna.storages.RDBStorage(f"sqlite:///{unfinished}")
+        made.remove_session()
+        made.engine.dispose()
+
+    with locked(path.with_name(f"{path.name}.lock"), wait=True):
         if path.exists() and (why := _damage(path)) is not None:
             aside = path.with_name(f"{path.name}.damaged")
             _log.warning(f"{path} is damaged ({why}); it is kept as {aside.name}, and begun anew")
             path.replace(aside)
         if not path.exists():
-            for leftover in path.parent.glob(f".{path.name}.*.new*"):
-                leftover.unlink()
-            unfinished = path.with_name(f".{path.name}.{os.getpid()}.new")
-            made = optuna.storages.RDBStorage(f"sqlite:///{unfinished}")
-            made.remove_session()
-            made.engine.dispose()
-            unfinished.replace(path)
+            make_aside(path, make)
 
 
 def _damage(path: Path) -> str | None:

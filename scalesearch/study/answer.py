@@ -189,7 +189,7 @@ def _decision(settings: StudySettings, answer: Answer) -> dict[str, Any] | None:
         return None
     values = decision.values()
     sentence = words(values, asdict(answer.chosen.coefficients))
-    if (wanted := getattr(settings.search.strategy, "regret", None)) is not None:
+    if (wanted := settings.search.regret) is not None:
         values["regret_reached"] = 100 * decision.regret < wanted
         ended = (
             "is reached"

@@ -271,6 +271,11 @@ class Study:
             found = self.values["recipe"].get("metric")
         return None if found is None else str(found)
 
+    @property
+    def first_keys(self) -> dict[str, str]:
+        """Candidate to the key of its training with seed 0 and the whole recipe."""
+        return {row["candidate"]: row["key"] for row in self.evaluations if row["seed"] == 0 and "epochs" not in row}
+
     def trained(self, name: str) -> TrainedCandidate:
         """A candidate, "baseline" for the 1x network or "chosen" for the answer, with its weights of seed 0.
 
@@ -278,7 +283,7 @@ class Study:
         """
         if name == "chosen":
             name = self.result["chosen"]["id"]
-        keys = {row["candidate"]: row["key"] for row in self.evaluations if row["seed"] == 0 and "epochs" not in row}
+        keys = self.first_keys
         if name not in keys:
             known = f"chosen, {', '.join(list(keys)[:3])} to {list(keys)[-1]}"
             raise ValueError(f"candidate is {name!r}; study {self.name!r} has {known}")

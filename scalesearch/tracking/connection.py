@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import sqlite3
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalesearch.text import hide_password, one_line
-from scalesearch.workspace import sqlite_url
+from scalesearch.workspace import locked, make_aside, sqlite_file, sqlite_url
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -68,8 +67,7 @@ class Address:
         """The file of a sqlite database."""
         if self.uri is None:
             return self.workspace.absolute() / "mlflow.db"
-        prefix = "sqlite:///"
-        return Path(self.uri.removeprefix(prefix).split("?")[0]) if self.uri.startswith(prefix) else None
+        return sqlite_file(self.uri)
 
     def __str__(self) -> str:
         return hide_password(self.uri) if self.uri is not None else f"sqlite:///{self.database}"
@@ -111,15 +109,9 @@ class Address:
         if database is None:
             return MlflowClient(tracking_uri=self.resolved, registry_uri=self.resolved)
         database.parent.mkdir(parents=True, exist_ok=True)
-        # The tables are made on first use. Two processes doing so at once crash each other, and one that is killed
-        # meanwhile leaves a database that MLflow never opens again: so they are made elsewhere and moved into place.
-        with lock(database.with_name(f"{database.name}.lock"), wait=True):
+        with locked(database.with_name(f"{database.name}.lock"), wait=True):
             if not database.exists():
-                for leftover in database.parent.glob(f".{database.name}.*.new*"):
-                    leftover.unlink()
-                unfinished = database.with_name(f".{database.name}.{os.getpid()}.new")
-                opened(sqlite_url(unfinished))
-                unfinished.replace(database)
+                make_aside(database, lambda unfinished: opened(sqlite_url(unfinished)))
             if database == self.workspace.absolute() / "mlflow.db":
                 _relocate(database, self.artifacts)
             return opened(self.resolved)
@@ -138,14 +130,6 @@ def _relocate(path: Path, artifacts: str) -> None:
                         f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
                         (artifacts, len(old) + 1, len(old) + 1, f"{old}/"),
                     )
-
-
-@contextlib.contextmanager
-def lock(path: Path, *, wait: bool) -> Iterator[None]:
-    """Locked until the end, or until the process ends however it ends; BlockingIOError where another has it."""
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
 
 
 def reason(error: BaseException) -> str:

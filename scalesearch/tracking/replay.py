@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scalesearch.text import plural
-from scalesearch.tracking.connection import Address, lock, reason
+from scalesearch.tracking.connection import Address, reason
 from scalesearch.tracking.events import BATCHED, Writer, experiment_of, is_final, mlflow_experiment
 from scalesearch.tracking.spool import Event, parsed, spooled
+from scalesearch.workspace import locked
 
 
 def sync(*, uri: str | None, workspace: Path, directory: Path, rebuild: bool = False) -> int:
@@ -78,7 +79,7 @@ class Replay:
     def connect(self) -> Writer:
         if not self._claimed:
             try:
-                self._claim.enter_context(lock(self._directory / "tracking.lock", wait=False))
+                self._claim.enter_context(locked(self._directory / "tracking.lock", wait=False))
             except BlockingIOError:
                 raise OSError(f"another process is sending '{self.name}' to MLflow") from None
             self._claimed = True
