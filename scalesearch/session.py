@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scalesearch import pretrained
+from scalesearch import kernels, pretrained
 from scalesearch.config import ExecutorChoice, Tracking
 from scalesearch.data import Data, DataSpec, load
 from scalesearch.evaluation import Evaluation, Evaluator, Outcome, Work, counts, mixed_machines, mixed_precision
@@ -61,6 +61,7 @@ class Session:
         self.ledger = Ledger(self.workspace)
 
     def __enter__(self) -> Session:
+        kernels.mode()  # a setting that is none is refused here, and not by every worker
         if self.directory is not None:
             refuse_links(self.directory)
             self._open.enter_context(lock_study(self.directory))

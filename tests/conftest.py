@@ -215,7 +215,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
 
     monkeypatch.setitem(EXECUTORS._loaded, "local", InThisProcess)
     monkeypatch.setattr(timing, "pace", lambda *_, **__: timing.Pace(1e-4, 1e-5))
-    monkeypatch.setenv("SCALESEARCH_KERNELS", "off")  # chosen by times, they give other bits on another day
+    monkeypatch.setenv("SCALESEARCH_KERNELS", "on")  # chosen by times, they give other bits on another day
 
 
 @pytest.fixture(autouse=True)

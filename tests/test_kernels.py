@@ -251,6 +251,19 @@ def test_where_nothing_can_be_compiled_torch_does_the_work(
     assert not list(empty.glob("*")), "what cannot be loaded is not kept"
 
 
+def test_what_is_possible_is_done_without_a_timing_where_that_is_asked_for(
+    empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCALESEARCH_KERNELS", "on")
+    result = fit(TINY, RECIPE)
+    assert result.kernels is not None
+    assert re.fullmatch("[0-9a-f]{8} 1+", result.kernels), "a 1 for each block"
+    assert not list(empty.glob("choices*")), "nothing was timed"
+    monkeypatch.setenv("SCALESEARCH_KERNELS", "perhaps")
+    with pytest.raises(ValueError, match="SCALESEARCH_KERNELS is 'perhaps' in the environment; it must be auto, on or"):
+        fit(TINY, RECIPE)
+
+
 def test_a_damaged_library_is_compiled_again(compiled: Library, empty: Path) -> None:
     empty.mkdir(parents=True)
     path = empty / f"{compiled.digest}.so"

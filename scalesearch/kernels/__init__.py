@@ -3,7 +3,7 @@
 A block's chain of convolution, batch norm and activation is computed as one function: only raw outputs of convolutions
 are written, and norms and activations are applied where the next convolution reads. Numbers are torch's within the
 tolerance of float32, as between two processors. `library` compiles and loads the C files; `chain` is the function;
-`choice` times both forms. SCALESEARCH_KERNELS=off in the environment leaves all to torch.
+`choice` times both forms, unless SCALESEARCH_KERNELS in the environment says which is taken (`mode`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from scalesearch.kernels.chain import Fused, program_of
 from scalesearch.kernels.choice import faster
-from scalesearch.kernels.library import library
+from scalesearch.kernels.library import library, mode
 from scalesearch.model import Block, Model
 
-__all__ = ["Accelerated", "accelerate"]
+__all__ = ["Accelerated", "accelerate", "mode"]
 
 
 class Accelerated:

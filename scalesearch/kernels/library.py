@@ -1,6 +1,6 @@
 """The C files of this folder as a library: compiled once for a machine, kept in the user's cache, and loaded.
 
-Nothing here raises: where there is no compiler, or it fails, there is no library, and torch does all the work.
+Where there is no compiler, or it fails, there is no library, and torch does all the work.
 """
 
 from __future__ import annotations
@@ -39,12 +39,23 @@ def cache_directory() -> Path:
     return base / "kernels"
 
 
+def mode() -> str:
+    """SCALESEARCH_KERNELS in the environment: "auto", what a timing finds faster; "on", all that is possible; "off".
+
+    Raises: ValueError: it is something else.
+    """
+    given = os.environ.get("SCALESEARCH_KERNELS", "").lower() or "auto"
+    if given not in ("auto", "on", "off"):
+        raise ValueError(f"SCALESEARCH_KERNELS is {given!r} in the environment; it must be auto, on or off")
+    return given
+
+
 def library() -> Library:
     """The library of this machine; compiled in some seconds if nothing has compiled it before.
 
-    SCALESEARCH_KERNELS=off in the environment: none. CC names another compiler than `cc`.
+    With SCALESEARCH_KERNELS=off there is none. CC names another compiler than `cc`.
     """
-    if os.environ.get("SCALESEARCH_KERNELS", "").lower() in ("off", "0", "no", "false"):
+    if mode() == "off":
         return Library(None, why="SCALESEARCH_KERNELS is off")
     return _library(os.environ.get("CC") or "cc", str(cache_directory()), tuple(_options()))
 
