@@ -22,7 +22,7 @@ from scalesearch.cost import cost
 from scalesearch.data import DataSpec, Description
 from scalesearch.executor import EvaluationFailed, Pool, WorkerDied
 from scalesearch.ledger import VERSION, Claim, Ledger, Measured, evaluation_key
-from scalesearch.machine import environment
+from scalesearch.machine import PRECISIONS, environment
 from scalesearch.model import identity
 from scalesearch.network import AnyNetwork, Factory
 from scalesearch.text import listed
@@ -63,7 +63,7 @@ class Evaluation:
 class Outcome(NamedTuple):
     """What became of an evaluation. `result` is None where it failed, and `reason` says why.
 
-    precision: what it was trained in, "float32" or "bfloat16"; "" where that was not recorded.
+    precision: what it was trained in, of `machine.PRECISIONS`; "" where that was not recorded.
     machine: the version of torch, and "cpu" or the GPU's name; "" where that was not recorded.
     """
 
@@ -92,7 +92,7 @@ class Evaluator:
         self.slots = executor.slots
 
     def precision(self, network: AnyNetwork, recipe: Recipe) -> str:
-        """What `network` is trained in, "float32" or "bfloat16": as the recipe sets, or as a worker's timing decides.
+        """What `network` is trained in (`PRECISIONS`): as the recipe sets, or as a worker's timing decides.
 
         Networks of the same blocks are decided together, by the first of them, and the decision is kept in the
         workspace's precision.json: what is compared is trained alike, and goes on alike after a crash.
@@ -103,7 +103,7 @@ class Evaluator:
             network.function if isinstance(network, Factory) else " ".join(sorted({r.block for _, r in network.rows()}))
         )
         kept = self._precisions
-        if kept.get(name) not in ("float32", "bfloat16"):
+        if kept.get(name) not in PRECISIONS:
             try:
                 found = self._executor.submit(worker.precision_specification, _table(network, recipe)).result()
             except (EvaluationFailed, WorkerDied):  # and so will its training, which says why
@@ -356,7 +356,8 @@ def counts(outcomes: Iterable[Outcome]) -> dict[str, int]:
 def mixed_precision(outcomes: Iterable[Outcome]) -> str | None:
     """A warning where what is compared was not all trained in one precision; None where it was.
 
-    Numbers in bfloat16 have 8 bits, in float32 24: the same training ends elsewhere, as from another seed.
+    Numbers in bfloat16 have 8 bits, in float16 11, in float32 24: the same training ends elsewhere, as from another
+    seed.
     """
     found = Counter(one.precision or "a precision that was not recorded" for one in outcomes if one.result is not None)
     if len(found) < 2:
@@ -364,7 +365,7 @@ def mixed_precision(outcomes: Iterable[Outcome]) -> str | None:
     parts = listed([f"{number} in {name}" for name, number in sorted(found.items())])
     return (
         f"of the trainings that are compared here {parts} were made: their accuracies "
-        "differ by that, too. recipe.autocast=off (float32), or bfloat16, trains all of them alike, anew"
+        "differ by that, too. recipe.autocast=off (float32), bfloat16 or float16 trains all of them alike, anew"
     )
 
 

@@ -12,10 +12,14 @@ from pathlib import Path
 
 import torch
 
+HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = ("float32", *HALF)
+"""What trainings are made in."""
+
 
 def environment() -> dict[str, str]:
     """Versions and machine: recorded with every evaluation, no part of its key."""
-    return {
+    found = {
         "torch": torch.__version__,
         "python": platform.python_version(),
         "host": platform.node(),
@@ -23,6 +27,14 @@ def environment() -> dict[str, str]:
         "processor": processor(),
         "threads": str(torch.get_num_threads()),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+    if not torch.cuda.is_available():
+        return found
+    return found | {
+        "cuda": str(torch.version.cuda or torch.version.hip),
+        "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+        "tf32": "off" if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0" else "on",
+        "cudnn_benchmark": "on",
     }
 
 
@@ -43,6 +55,39 @@ def instructions() -> frozenset[str]:
     if flags & {"avx512_bf16", "amx_bf16", "bf16"} and most not in ("AVX512_CORE", "AVX512_CORE_VNNI"):
         found.add("bfloat16")
     return frozenset(found)
+
+
+def native_precisions(device: torch.device) -> tuple[str, ...]:
+    """What `device` computes in without emulating it: "float32", and the half precision that may be faster, if any.
+
+    GPUs have bfloat16 from compute capability 8.0 on. `torch.cuda.is_bf16_supported()` says yes of older ones too, such
+    as T4 and V100, which emulate it; what they have is float16.
+    """
+    if device.type == "cpu":
+        return ("float32", "bfloat16") if "bfloat16" in instructions() else ("float32",)
+    return ("float32", "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16")
+
+
+@contextmanager
+def gpu_settings() -> Iterator[None]:
+    """How a GPU computes inside: float32 by TF32, with the convolutions that cuDNN finds fastest for each shape.
+
+    TF32 takes products of 10 bits of the mantissa and adds them up in float32; torch's default has it for convolutions
+    alone. All images of a training have one shape, so a choice by timing is made once a layer. Two processes may choose
+    differently, so that a GPU, other than a CPU, may give other last bits. `environment` records both. Without a GPU
+    nothing changes.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    try:
+        matmul.allow_tf32 = True
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
+            yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 @contextmanager

@@ -74,8 +74,9 @@ def load_curve(checkpoint: Path) -> list[Any]:
         (DROPOUT, changed(**ALL_ON)),
         (DROPOUT, changed(**ALL_ON, momentum=0.0, channels_last=False)),
         pytest.param(PLAIN, changed(epochs=8, autocast="bfloat16"), marks=BFLOAT16),
+        (PLAIN, changed(epochs=8, autocast="float16")),
     ],
-    ids=["plain", "all_on", "no_momentum", "bfloat16"],
+    ids=["plain", "all_on", "no_momentum", "bfloat16", "float16"],
 )
 def test_an_interrupted_training_goes_on_from_its_checkpoint(
     network: Network, recipe: Recipe, tmp_path: Path, interrupted: Callable[..., Path]

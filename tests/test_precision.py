@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import InThisProcess, recipe
+import torch
+from conftest import InThisProcess, case, recipe
 from tiny import PLAIN, TINY
 
 from scalesearch import machine
@@ -36,7 +37,7 @@ def evaluator(workspace: Path, executor: InThisProcess) -> Evaluator:
 
 def plant(monkeypatch: pytest.MonkeyPatch, *, found: Sequence[str], bfloat16: float) -> None:
     """A processor with these instructions, on which bfloat16 takes that share of float32's time."""
-    monkeypatch.setattr(timing, "instructions", lambda: frozenset(found))
+    monkeypatch.setattr(machine, "instructions", lambda: frozenset(found))
     monkeypatch.setattr(timing.torch.cuda, "is_available", lambda: False)
     seconds = {"float32": 1.0, "bfloat16": bfloat16}
     monkeypatch.setattr(timing, "pace", lambda *_, precision, **__: Pace(seconds[precision], 1.0))
@@ -54,10 +55,30 @@ def test_without_the_instructions_nothing_is_measured(monkeypatch: pytest.Monkey
     assert timing.faster_precision(PLAIN, RECIPE) == "float32"
 
 
+def test_a_gpu_is_timed_in_the_half_precision_that_it_does_not_emulate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute capabilities from NVIDIA's table: V100, T4, A100, GeForce 4090, H100; the first two have no bfloat16."""
+    timed: list[str] = []
+
+    def pace(*_: Any, precision: str, **__: Any) -> Pace:
+        timed.append(precision)
+        return Pace(1.0 if precision == "float32" else 0.5, 1.0)
+
+    monkeypatch.setattr(timing, "pace", pace)
+    monkeypatch.setattr(timing, "torch_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)  # what torch says of all of them
+    cards = {(7, 0): "float16", (7, 5): "float16", (8, 0): "bfloat16", (8, 9): "bfloat16", (9, 0): "bfloat16"}
+    for capability, half in cards.items():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, capability=capability: capability)
+        timed.clear()
+        with case(capability):
+            assert timing.faster_precision(PLAIN, RECIPE) == half
+            assert timed == ["float32", half]
+
+
 def test_what_the_recipe_asks_for_is_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(timing, "pace", None)
     executor = InThisProcess()
-    for requested, expected in (("off", "float32"), ("bfloat16", "bfloat16")):
+    for requested, expected in (("off", "float32"), ("bfloat16", "bfloat16"), ("float16", "float16")):
         assert evaluator(tmp_path, executor).precision(PLAIN, replace(RECIPE, autocast=requested)) == expected
     assert not executor.requested
     assert not (tmp_path / "precision.json").exists()

@@ -49,7 +49,7 @@ def test_a_wrong_value_is_named() -> None:
         "batch_size": (1, 2.5),
         "learning_rate": (0, math.nan, "0.1"),
         **{"momentum": (1,), "warmup": (1,), "ema": (1,), "flip": (1,)},
-        **{"schedule": ("step", None), "autocast": ("float16", 16)},
+        **{"schedule": ("step", None), "autocast": ("float8", 16)},
     }
     for name, values in wrong.items():
         for value in values:

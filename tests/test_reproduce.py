@@ -281,7 +281,7 @@ def test_a_plan_warns_of_a_cpu_that_emulates_bfloat16(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("scalesearch.paper.run.instructions", lambda: frozenset(found))
+    monkeypatch.setattr("scalesearch.machine.instructions", lambda: frozenset(found))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     overrides = (f"recipe.autocast={autocast}", "experiment.costs=[2]", f"workspace={tmp_path}")
     assert call("plan", "figure8", *overrides) == 0

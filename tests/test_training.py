@@ -18,7 +18,7 @@ from torch import nn
 
 from scalesearch.model import build
 from scalesearch.network import Network, Stage
-from scalesearch.training import Diverged, Result, evaluate, load_weights, loop, train
+from scalesearch.training import Diverged, Result, evaluate, images, load_weights, loop, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # as many as a worker has: sums are added up in the same order
 VIT = Network(
@@ -193,22 +193,23 @@ def test_mean_and_std_of_the_training_images_are_applied() -> None:
 
 
 def test_images_of_one_resolution_are_not_taken_for_another_s() -> None:
-    sizes = {(split, side): loop.resized(DATA, split, side).shape for split in ("train", "val") for side in (8, 11, 8)}
+    sizes = {
+        (split, side): images.resized(DATA, split, side).shape for split in ("train", "val") for side in (8, 11, 8)
+    }
     assert sizes == {
         (split, side): (count, 1, side, side) for split, count in (("train", 600), ("val", 101)) for side in (8, 11)
     }
     other = dataclasses.replace(DATA, val_images=255 - DATA.val_images, fingerprint="inverted")
-    assert not torch.equal(loop.resized(other, "val", 11), loop.resized(DATA, "val", 11))
-    assert loop.resized(DATA, "val", 8) is DATA.val_images  # no copy where none is needed
-    assert loop.resized(DATA, "val", 11) is loop.resized(DATA, "val", 11)
+    assert not torch.equal(images.resized(other, "val", 11), images.resized(DATA, "val", 11))
+    assert images.resized(DATA, "val", 8) is DATA.val_images  # no copy where none is needed
+    assert images.resized(DATA, "val", 11) is images.resized(DATA, "val", 11)
 
 
 def test_what_is_kept_resized_has_a_limit() -> None:
     for side in range(100, 280, 12):
-        loop.resized(DATA, "train", side)
-        kept = sum(images.nbytes for images in loop._RESIZED.values())
-        assert kept <= loop._RESIZED_BYTES
-    loop._RESIZED.clear()
+        images.resized(DATA, "train", side)
+        assert sum(one.nbytes for one in images._kept.values()) <= images.KEPT_BYTES
+    images._kept.clear()
 
 
 def test_a_narrow_strided_shortcut_overruns_no_buffer() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from scalesearch.model.blocks import BLOCKS, Block, Chain, Layer
 from scalesearch.model.factory import imported, make, make_on_meta, structure, trust, trusted, unchanged
 from scalesearch.model.failure import FactoryError
+from scalesearch.model.folding import folded
 from scalesearch.model.hidden import unregistered
 from scalesearch.model.records import BatchNorm, Convolution, Layers, Linear
 from scalesearch.model.timm_models import of_timm, own_resolution
@@ -31,6 +32,7 @@ __all__ = [
     "build",
     "build_on_meta",
     "classifier",
+    "folded",
     "identity",
     "imported",
     "layers",

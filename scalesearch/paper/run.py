@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalesearch.evaluation import Outcome, counts
 from scalesearch.ledger import write_atomic
-from scalesearch.machine import environment, instructions
+from scalesearch.machine import native_precisions, torch_device
 from scalesearch.paper import page
 from scalesearch.paper.experiment import draw, read_summary, worded, write_table
 from scalesearch.paper.points import Point, Setting, Trainings, point_values
@@ -150,9 +150,10 @@ def _expected(
     out.table("What is trained", rows, {heading: heading for heading in rows[0]})
     for words in page.plan_words(setting, expected):
         out.say(words)
-    if setting.recipe.autocast == "bfloat16" and environment()["device"] == "cpu" and "bfloat16" not in instructions():
+    place = torch_device(None)
+    if setting.recipe.autocast == "bfloat16" and "bfloat16" not in native_precisions(place):
         out.say(
-            "this CPU emulates bfloat16, several times slower than float32: recipe.autocast=auto takes what is "
-            "quicker; its trainings are not those of the recorded figures"
+            f"this {'CPU' if place.type == 'cpu' else 'GPU'} emulates bfloat16, several times slower than float32: "
+            "recipe.autocast=auto takes what is quicker; its trainings are not those of the recorded figures"
         )
     return expected

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -48,7 +48,8 @@ class Progress(NamedTuple):
     """How far a training is.
 
     curve: an entry for each epoch that is over. seconds: that it has taken. step: steps of the epoch after those, with
-    the sum of their losses, and the states of torch's generators after them.
+    the sum of their losses, and the states of torch's generators after them. scaler: the state of the scaling of the
+    loss in float16.
     """
 
     curve: list[dict[str, float]]
@@ -56,6 +57,7 @@ class Progress(NamedTuple):
     step: int = 0
     loss_sum: float = 0.0
     chance: Mapping[str, Tensor] = {}
+    scaler: Mapping[str, Any] = {}
 
 
 def chance_now() -> dict[str, Tensor]:
@@ -114,7 +116,7 @@ class Checkpoint:
                 tensors = {name: file.get_tensor(name) for name in self._state}
                 chance = {name: file.get_tensor(name) for name in file.keys() if name.startswith(_CHANCE)}  # noqa: SIM118
             done = Progress(json.loads(meta["curve"]), float(meta["seconds"]), int(meta.get("step", 0)))
-            done = done._replace(loss_sum=float(meta.get("loss_sum", 0.0)))
+            done = done._replace(loss_sum=float(meta.get("loss_sum", 0.0)), scaler=json.loads(meta.get("scaler", "{}")))
             if meta.get("digest") not in (None, _digest(tensors | chance, meta)):  # older ones have none
                 raise ValueError("its content was changed since it was written")
         except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -138,6 +140,8 @@ class Checkpoint:
         meta = {"of": self._of, "curve": json.dumps(done.curve), "seconds": repr(done.seconds)}
         if done.step:
             meta |= {"step": str(done.step), "loss_sum": repr(done.loss_sum)}
+        if done.scaler:
+            meta |= {"scaler": json.dumps(dict(done.scaler))}
         state = self._state | chance_now() if done.step else self._state
         save(state, self._path, meta | {"digest": _digest(state, meta)})
         self._written = time.perf_counter()

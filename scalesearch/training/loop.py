@@ -1,10 +1,10 @@
 """The training loop, in one function from top to bottom.
 
-Images stay resident as uint8, are resized once per resolution and augmented in
-batches on the device. A training is a function of (network, recipe, data, seed): on the CPU, with the same
+Images stay resident as uint8, are resized once per resolution and augmented in batches on the device
+(`images`). A training is a function of (network, recipe, data, seed): on the CPU, with the same
 library versions and thread count, it gives the same numbers bit for bit.
 
-Shapes: B images of a batch, N of a split, C channels, H and W rows and columns, K classes.
+Shapes: B images of a batch, N of a split, K classes.
 """
 
 from __future__ import annotations
@@ -21,20 +21,23 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scalesearch.data import Data
 from scalesearch.kernels import accelerate
-from scalesearch.machine import freed_memory_kept, torch_device
-from scalesearch.model import build, identity
+from scalesearch.machine import HALF, PRECISIONS, freed_memory_kept, gpu_settings, torch_device
+from scalesearch.model import build, folded, identity
 from scalesearch.network import AnyNetwork
 from scalesearch.pretrained import read, start
 from scalesearch.training.checkpoint import Checkpoint, Progress, save_weights, set_chance
+from scalesearch.training.images import Batches, moved, resident, resize
 from scalesearch.training.metrics import ACCURACY, Scored, score
 from scalesearch.training.objective import judged, loss_function, probabilities
+from scalesearch.training.out_of_memory import out_of_memory_explained
 from scalesearch.training.recipe import Recipe, check_average
+
+LEAST_SCALE = 2**-10  # of a loss in float16, which begins at 2^16 and is halved for each step that is left out
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,6 +85,8 @@ class Diverged(ValueError):  # noqa: N818 - what a training did
 
 
 @freed_memory_kept()
+@gpu_settings()
+@out_of_memory_explained
 def train(
     network: AnyNetwork,
     recipe: Recipe,
@@ -99,7 +104,8 @@ def train(
 
     Args:
         device: torch device; None takes a GPU where there is one.
-        precision: "float32" or "bfloat16" (autocast); None is what the recipe says, its "auto" decided by a timing now.
+        precision: "float32", "bfloat16" (autocast) or "float16" (autocast, the loss scaled so that gradients do not
+            vanish); None is what the recipe says, its "auto" decided by a timing now.
         initial: file of weights by place (`pretrained.read`), which the layers that fit start from.
         weights: safetensors file that the trained weights are written to, atomically.
         checkpoint: safetensors file written every `checkpoint_seconds`, in the midst of an epoch too, from which the
@@ -108,6 +114,8 @@ def train(
 
     Raises:
         Diverged: a loss is not finite.
+        OutOfMemory: the device has less memory than it takes; it says what would fit.
+        ValueError: another precision.
     """
     from scalesearch.training.timing import faster_precision  # here, since it trains to time
 
@@ -120,7 +128,10 @@ def train(
     if initial is not None:
         start(model, network, read(initial))
     precision = precision or recipe.precision or faster_precision(network, recipe, device=str(place))
-    autocast = torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    autocast = torch.autocast(place.type, HALF.get(precision), enabled=precision in HALF)
+    scaler = torch.amp.GradScaler(place.type, enabled=precision == "float16")
     layout = _layout(model, recipe, place, precision)
     model = model.to(place).to(memory_format=layout)
     accelerated = accelerate(model, layout) if place.type == "cpu" and precision == "float32" else None
@@ -141,19 +152,12 @@ def train(
         AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None  # type: ignore[no-untyped-call]
     )
 
-    # The images, resident on the device, and the steps.
-    images = resized(data, "train", network.resolution).to(place)  # (N, C, H, W) uint8
-    labels = data.train_labels.to(place)
-    loss_of = loss_function(recipe, labels, network.num_classes)
-    mean, std = (torch.tensor(v, device=place).mul(255).view(1, -1, 1, 1) for v in (data.mean, data.std))
-    batch = min(recipe.batch_size, len(images))
-    steps = len(images) // batch  # of a whole epoch
-    total_steps = recipe.num_steps(len(images))
-    check_average(recipe, len(images))
-    padding = round(recipe.crop_padding * network.resolution)
-    padded = F.pad(images, (padding,) * 4) if padding else images
-    # (N, C, 2 padding + 1, 2 padding + 1, H, W): every crop there is, as a view
-    crops = padded.unfold(2, network.resolution, 1).unfold(3, network.resolution, 1)
+    # The images, augmented in batches on the device, and the steps.
+    loss_of = loss_function(recipe, data.train_labels.to(place), network.num_classes)
+    batches = Batches(data, recipe, network.resolution, place, layout)
+    steps, num_images = batches.steps, len(data.train_images)
+    total_steps = recipe.num_steps(num_images)
+    check_average(recipe, num_images)
 
     # What an interrupted training goes on from.
     what = [identity(network), recipe.values(), data.fingerprint, seed]
@@ -166,32 +170,20 @@ def train(
     )
     resumed = kept.resume()
     curve, seconds_before = resumed.curve, resumed.seconds
+    if resumed.scaler:
+        scaler.load_state_dict(dict(resumed.scaler))
 
     model.train()
     for epoch in range(len(curve), math.ceil(total_steps / steps)):
         torch.manual_seed(_mixed(seed, epoch))  # dropout; an epoch depends on nothing that came before but weights
-        # All chance of an epoch is drawn and moved at once: a copy to a GPU in every step would wait for it each time.
-        chance = np.random.default_rng([seed, epoch])
-        order = _moved(chance.permutation(len(images))[: steps * batch].reshape(steps, batch), place)
-        corner = _moved(chance.integers(0, 2 * padding + 1, (steps, 2, batch)), place)
-        mirrored = _moved(chance.random((steps, batch, 1, 1, 1)) < 0.5, place)
-        shares = chance.beta(recipe.mixup, recipe.mixup, steps).tolist() if recipe.mixup else ()
         loss_sum = torch.zeros((), device=place) + resumed.loss_sum
         steps_now = min(steps, total_steps - epoch * steps)
         set_chance(resumed.chance)
         first, resumed = resumed.step, Progress([], 0.0)
-        for step in range(first, steps_now):
+        for step, (x, y, share) in enumerate(batches.epoch(seed, epoch, first, steps_now), first):
             rate = recipe.learning_rate * _schedule(recipe, (epoch * steps + step) / total_steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-
-            x, y = crops[order[step], :, corner[step, 0], corner[step, 1]], labels[order[step]]
-            if recipe.flip:
-                x = torch.where(mirrored[step], x.flip(3), x)
-            x = x.to(torch.float32, memory_format=layout).sub_(mean).div_(std)  # (B, C, H, W)
-            share = shares[step] if recipe.mixup else 1.0
-            if recipe.mixup:
-                x = x.mul(share).add_(x.flip(0), alpha=1 - share)
 
             with autocast:
                 logits = (accelerated or model)(x).float()  # (B, K)
@@ -199,15 +191,16 @@ def train(
                 if recipe.mixup:
                     other = loss_of(logits, y.flip(0))
                     loss = share * loss + (1 - share) * other
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaler.step(optimizer)  # none where a gradient of float16 is not finite, and the scale is halved
+            scaler.update()
             optimizer.zero_grad(set_to_none=True)
             if averaged is not None:
                 averaged.update_parameters(model)
             loss_sum += loss.detach()
             if kept.due and step + 1 < steps_now:
                 spent = seconds_before + time.perf_counter() - started
-                kept.write(Progress(curve, spent, step + 1, loss_sum.item()))
+                kept.write(Progress(curve, spent, step + 1, loss_sum.item(), scaler=scaler.state_dict()))
 
         train_loss = loss_sum.item() / steps_now
         if not math.isfinite(train_loss):
@@ -216,9 +209,16 @@ def train(
                 f"diverged: the training loss is {train_loss} in epoch {epoch + 1} of {recipe.epochs:g} "
                 f"(seed {seed}). Lower recipe.learning_rate (now {recipe.learning_rate:g})"
             )
+        if scaler.get_scale() < LEAST_SCALE:
+            kept.remove()
+            raise Diverged(
+                f"diverged: gradients are not finite in float16, epoch {epoch + 1} of {recipe.epochs:g} (seed {seed}). "
+                "recipe.autocast=off trains in float32"
+            )
         curve.append({"epoch": epoch + 1, "train_loss": train_loss, "learning_rate": rate})
         if kept.due and (epoch + 1) * steps < total_steps:
-            kept.write(Progress(curve, seconds_before + time.perf_counter() - started))
+            spent = seconds_before + time.perf_counter() - started
+            kept.write(Progress(curve, spent, scaler=scaler.state_dict()))
 
     final = averaged.module if averaged is not None else model
     seconds = seconds_before + time.perf_counter() - started
@@ -235,7 +235,7 @@ def train(
         correct=correct,
         curve=tuple(curve),
         train_seconds=seconds,
-        images_per_second=total_steps * batch / seconds,
+        images_per_second=total_steps * batches.size / seconds,
         kernels=None if accelerated is None else accelerated.used,
     )
 
@@ -271,6 +271,7 @@ def assess(
     return loss, correct, score(recipe.metric or ACCURACY, probabilities(logits, labels).numpy(), labels.numpy())
 
 
+@gpu_settings()
 @torch.no_grad()
 def _answers(
     model: nn.Module, network: AnyNetwork, data: Data, *, split: str, device: str | torch.device, scored: bool
@@ -279,48 +280,23 @@ def _answers(
 
     Logits take 4 GB for a million images of a thousand classes: unless they are `scored` there are none, (0, K).
     """
-    model.eval()
+    model = folded(model.eval())
+    device = torch.device(device)
     if split == "val":
-        images, labels = resized(data, "val", network.resolution), data.val_labels
+        images, labels = resident(data, "val", network.resolution, device), data.val_labels
     else:
         images, labels = data.test()
-        images = _resize(images, network.resolution)
+        images = resize(images, network.resolution)
     mean, std = (torch.tensor(v, device=device).mul(255).view(1, -1, 1, 1) for v in (data.mean, data.std))
     loss, correct, given = torch.zeros((), device=device, dtype=torch.float64), [], []
     batch = max(1, min(500, 2**22 // network.resolution**2))  # 83 of 224 px: less memory than their training took
     for x, y in zip(images.split(batch), labels.to(device).split(batch), strict=True):  # type: ignore[no-untyped-call]
-        logits = model((x.to(device).float() - mean) / std)
+        logits = model((moved(x, device).float() - mean) / std)
         loss_here, right = judged(logits, y)
         loss += loss_here
         correct.append(right)
         given.append(logits if scored else logits[:0])
     return loss.item() / len(labels), torch.cat(correct).cpu().numpy(), torch.cat(given).cpu(), labels
-
-
-_RESIZED: dict[tuple[str, str, int], Tensor] = {}
-_RESIZED_BYTES = 1 << 30
-
-
-def resized(data: Data, split: str, resolution: int) -> Tensor:
-    """The images of "train" or "val" at this resolution; the last 1 GiB of them is kept for the next training."""
-    key = (data.fingerprint, split, resolution)
-    if key not in _RESIZED:
-        images = _resize(data.train_images if split == "train" else data.val_images, resolution)
-        while _RESIZED and sum(kept.nbytes for kept in _RESIZED.values()) + images.nbytes > _RESIZED_BYTES:
-            del _RESIZED[next(iter(_RESIZED))]
-        _RESIZED[key] = images
-    return _RESIZED[key]
-
-
-def _resize(images: Tensor, resolution: int) -> Tensor:  # uint8 (N, C, H, W) to uint8 (N, C, resolution, resolution)
-    size = (resolution, resolution)
-    if images.shape[2:] == size:
-        return images
-    return torch.cat([F.interpolate(part, size, mode="bilinear", antialias=True) for part in images.split(2048)])  # type: ignore[no-untyped-call]
-
-
-def _moved(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
-    return torch.from_numpy(values).to(device)
 
 
 def _is_decayed(parameter: nn.Parameter) -> bool:

@@ -16,7 +16,10 @@ _SCHEDULE = (
     'after a linear rise over `warmup` of the steps: "one_cycle" (straight to zero), "cosine", or "steps" (a tenth '
     "from half of all steps on, a hundredth from three quarters on)"
 )
-_AUTOCAST = '"auto" (bfloat16 where a short timing finds it faster, see `faster_precision`), "bfloat16" or "off"'
+_AUTOCAST = (
+    '"auto" (bfloat16, or float16 on a GPU without it, where a short timing finds that faster), "bfloat16", "float16" '
+    'or "off"'
+)
 
 
 _CLASS_WEIGHTS = (
@@ -63,7 +66,7 @@ class Recipe:
     crop_padding: Annotated[float, between(0, 0.5, "margin of a random crop as a share of the resolution; 0: no crop")]
     mixup: Annotated[float, between(0, 10, "alpha of the beta distribution (arXiv:1710.09412); 0: no mixup")]
     ema: Annotated[float, between(0, 0.99999, "decay per step of averaged weights, which are then evaluated; 0: none")]
-    autocast: Annotated[Literal["auto", "bfloat16", "off"], Field(description=_AUTOCAST)]
+    autocast: Annotated[Literal["auto", "bfloat16", "float16", "off"], Field(description=_AUTOCAST)]
     channels_last: Annotated[bool, Field(description="layout of images in memory")]
     class_weights: Annotated[ClassWeights | None, Field(description=_CLASS_WEIGHTS)] = None
     metric: Annotated[Metric | None, Field(description=_METRIC)] = None
@@ -90,7 +93,7 @@ class Recipe:
     @property
     def precision(self) -> str | None:
         """The precision that `autocast` sets; None where it leaves it to a timing."""
-        return {"off": "float32", "bfloat16": "bfloat16"}.get(self.autocast)
+        return {"off": "float32", "auto": None}.get(self.autocast, self.autocast)
 
 
 INITIAL_SHARE = 0.05  # of the initial weights, that an average of weights may still have at the end
