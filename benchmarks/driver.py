@@ -8,9 +8,9 @@ The strategy, ledger, study, Optuna's sqlite and MLflow's spool are the real one
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -85,7 +85,9 @@ def seconds(number: int, workspace: Path, tracking: str) -> float:
 
 
 def main() -> None:
-    sizes = [int(word) for word in sys.argv[1:]] or SIZES
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sizes", type=int, nargs="*", default=SIZES, help="evaluations of a search")
+    sizes = parser.parse_args().sizes
     print("| evaluations | ms each | ms each, resumed | ms each, tracking=none |\n|---|---|---|---|")
     for number in sizes:
         cells = []

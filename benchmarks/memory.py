@@ -8,7 +8,7 @@ weights, momentum and images. Networks above MOST_MACS are computed and not run.
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -99,12 +99,15 @@ def row(network: Network) -> str:
 
 def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", help="baselines; all without any")
+    names = parser.parse_args().networks
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, one thread, {torch.backends.cpu.get_cpu_capability()}\n")
     print("| network | one image: computed (MiB) | measured | ratio | ms to compute", end="")
     print(f" | step of {BATCH}: computed (MiB) | measured | ratio | ms to compute |\n" + "|---" * 9 + "|")
     memory(replace(load(CONF / "baseline" / "mobilenetv2.yaml"), resolution=32)).inference  # noqa: B018 - torch's own start
-    for network in networks(sys.argv[1:]):
+    for network in networks(names):
         print(row(network), flush=True)
 
 

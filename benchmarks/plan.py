@@ -8,6 +8,7 @@ beside them. The stated seconds are those of the search, the taken ones those of
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -31,6 +32,9 @@ def answer(command: str, *overrides: str) -> tuple[dict[str, float], float]:
 
 def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="of the searches, such as recipe.seeds=2")
+    overrides = parser.parse_args().overrides
     print(f"{processor()}\n")
     print(
         "| baseline | trainings | plan says (s) | run takes (s) | says / takes | the plan itself (s) |\n"
@@ -39,7 +43,7 @@ def main() -> None:
     )
     for name in BASELINES:
         with tempfile.TemporaryDirectory() as workspace:
-            words = (f"baseline={name}", f"workspace={workspace}", *sys.argv[1:])
+            words = (f"baseline={name}", f"workspace={workspace}", *overrides)
             planned, planning = answer("plan", *words)
             ran, taken = answer("run", *words)
         stated, trainings = planned["estimated_seconds"], ran["evaluations"]["trained"]  # type: ignore[index]

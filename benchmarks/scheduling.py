@@ -9,6 +9,7 @@ free, as `Evaluator.run` does. Busy is the share of all workers' time until the 
 
 from __future__ import annotations
 
+import argparse
 import heapq
 from pathlib import Path
 
@@ -83,6 +84,9 @@ def simulated(search: str, candidates: int, seeds: int, workers: int, times: np.
 
 
 def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     recorded = np.concatenate([spread(path) for path in sorted((HERE / "tabular").glob("*.csv"))])
     low, high = np.quantile(recorded, [0.05, 0.95])
     print(f"recorded: 5 % take less than {low:.2f} and 5 % more than {high:.2f} times the mean of their network\n")

@@ -7,6 +7,7 @@ python benchmarks/startup.py
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,8 @@ COMMANDS = {
 
 def main() -> None:
     """Print the table; the commands take turns."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
     with tempfile.TemporaryDirectory() as directory:
         for _ in range(ROUNDS):

@@ -7,6 +7,7 @@ Each row compares two ways of training the same proxy, taking turns, so that a n
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -85,8 +86,10 @@ def _seconds(arguments: list[str], processes: int) -> float:
 
 def main() -> None:
     """Print the table."""
-    if sys.argv[1:2] == ["--steps"]:
-        name, threads, share = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", nargs=3, help=argparse.SUPPRESS)
+    if given := parser.parse_args().steps:
+        name, threads, share = given[0], int(given[1]), int(given[2])
         torch.set_num_threads(threads)
         steps = trainer(proxy(name))
         began = time.perf_counter()
