@@ -15,6 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 from scalesearch.model import BLOCKS, build, layers
+from scalesearch.model.hidden import on_meta
 from scalesearch.network import ACTIVATIONS, Network, Stage
 from scalesearch.scaling import Coefficients, Proxy, Rounding, resize, scale, shrink
 
@@ -456,3 +457,29 @@ def test_dropout_is_the_networks_own() -> None:
     assert torch.equal(module(images), module(images))
     module.train()
     assert not torch.equal(module(images), module(images))
+
+
+def test_on_the_meta_device_nothing_is_drawn_and_what_does_not_fit_is_still_refused() -> None:
+    def made() -> nn.Module:
+        layer = nn.Linear(3, 4)
+        for draw in (nn.init.trunc_normal_, nn.init.kaiming_uniform_, nn.init.orthogonal_, nn.init.ones_):
+            draw(layer.weight)
+        layer.weight.data.mul_(0.5).t_().t_()
+        return layer
+
+    with on_meta():
+        there, double = made(), nn.Linear(2, 2).double()
+        with pytest.raises(RuntimeError, match="broadcast"):
+            torch.zeros(3).mul_(torch.zeros(4))
+    assert [(name, one.shape, one.dtype, one.device.type) for name, one in there.state_dict().items()] == [
+        (name, one.shape, one.dtype, "meta") for name, one in made().state_dict().items()
+    ]
+    assert double.weight.dtype == torch.float64
+    before = torch.get_rng_state()
+    with on_meta():
+        made()
+    assert torch.equal(torch.get_rng_state(), before)
+    kept = torch.ones(2)
+    with on_meta():
+        kept.mul_(3.0)  # has values, and is no part of what is made
+    assert kept.tolist() == [3.0, 3.0]

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from scalesearch.model.blocks import BLOCKS, Block, Chain, Layer
 from scalesearch.model.factory import imported, make, make_on_meta, structure, trust, trusted, unchanged
 from scalesearch.model.failure import FactoryError
 from scalesearch.model.folding import folded
-from scalesearch.model.hidden import unregistered
+from scalesearch.model.hidden import on_meta, unregistered
 from scalesearch.model.records import BatchNorm, Convolution, Layers, Linear
 from scalesearch.model.timm_models import of_timm, own_resolution
 from scalesearch.network import DEFAULTS, AnyNetwork, Factory, Network, Place, Stage, where
@@ -88,7 +87,7 @@ def build_on_meta(network: AnyNetwork) -> nn.Module:
     """As `build`, on torch's meta device: shapes without memory, and nothing is drawn."""
     if isinstance(network, Factory):
         return make_on_meta(network)
-    with torch.device("meta"):
+    with on_meta():
         return build(network)
 
 

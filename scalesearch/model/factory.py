@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from scalesearch.model.failure import FactoryError, raised_at
-from scalesearch.model.hidden import Foreign, fixed_weights, hidden, needs_values
+from scalesearch.model.hidden import Foreign, fixed_weights, hidden, needs_values, on_meta
 from scalesearch.model.sources import Sources, sources, watched
 from scalesearch.model.timm_models import maker, version
 from scalesearch.network import Factory
@@ -158,7 +158,7 @@ def _materialise(module: nn.Module, network: Factory) -> None:
 def make_on_meta(network: Factory) -> nn.Module:
     """The module without memory for its weights; for functions that look at their weights, made and then emptied."""
     try:
-        with torch.device("meta"):
+        with on_meta():
             return make(network)
     except ValueError:
         return make(network).to("meta")

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -77,6 +78,36 @@ class Foreign(TorchDispatchMode):  # type: ignore[no-untyped-call]
             isinstance(one, Tensor) and not one.is_meta and one.numel() > 1 for one in _flat(list(args))
         )
         return operation(*args, **(kwargs or {}))
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """What is made in here lies on the meta device; weights are not drawn, which takes torch milliseconds each."""
+    with torch.device("meta"), _Undrawn():  # type: ignore[no-untyped-call]
+        yield
+
+
+class _Undrawn(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Operations that only give values to a tensor, of which one on the meta device has none, are left out."""
+
+    operations = frozenset(
+        f"aten::{name}_"
+        for name in ("uniform", "normal", "bernoulli", "random", "fill", "zero", "clamp", "erfinv", "mul", "add")
+    )
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as `cost.forward._Watch`
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Two tensors may not fit together, or be from elsewhere: that is for the operation to say, and for `Foreign`.
+        if operation._schema.name in self.operations and args[0].is_meta and not _tensors(args[1:], kwargs):
+            return args[0]
+        return operation(*args, **(kwargs or {}))
+
+
+def _tensors(args: Any, kwargs: Any) -> bool:
+    return any(isinstance(one, Tensor) for one in (*args, *(kwargs or {}).values()))
 
 
 def fixed_weights(one: nn.Module, other: nn.Module) -> dict[str, str]:
