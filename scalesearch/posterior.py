@@ -9,6 +9,11 @@ Networks of similar size so lend each other strength, as far as the scores say t
 Bayesian Data Analysis, ch. 5 and 21). All parts are Gaussian, with standard deviations in units of the noise, so that
 the same weak prior serves networks that reach 30 % and such that reach 99 %. The mean (flat) and the noise (Jeffreys)
 are integrated out exactly, the other five parameters over 256 points of their prior, weighted by marginal likelihood.
+
+Over networks of several costs (`across_costs`) the plane bends as power laws do: a dimension that brings x doublings of
+the cost adds slope * (1 - 2^(-exponent * x)) / (exponent * log 2), less and less of it the larger it is (Figure 3 of
+arXiv:1905.11946; Kaplan et al., arXiv:2001.08361). The slopes then have a vague prior, as more compute may gain much
+more than noise, and the exponents a weak one.
 """
 
 from __future__ import annotations
@@ -30,7 +35,11 @@ Size = tuple[float, float, float]  # log2 of the multiples of depth, width and r
 # in doublings. They are weak on purpose: each of the first four lies, at 95 %, between a seventh and seven times.
 _MEDIANS = np.array([1.0, 1.0, 1.0, 1.0, 1.0])
 _LOG_DEVIATIONS = np.array([1.0, 1.0, 1.0, 1.0, 0.5])
-_POINTS = 256  # of the prior; a power of two, as Sobol's points want it
+# Over several costs the slopes have this standard deviation per doubling of the cost, which is vague: what they have in
+# common, and what they have not, each. The exponents are as those above: at the median a slope is halved after two
+# doublings.
+_VAGUE, _EXPONENT, _EXPONENT_LOG_DEVIATION = 10.0, 0.5, 1.0
+_POINTS, _POINTS_OVER_COSTS = 256, 512  # of the prior; powers of two, as Sobol's points want it
 _DRAWS = 4096
 _FLOOR = 1e-6  # of the noise: scores that agree to the last digit leave no variance to estimate
 
@@ -164,30 +173,39 @@ def doublings(triples: Sequence[tuple[float, float, float]]) -> Size:
 
 
 def posterior(
-    sizes: Sequence[Size], scores: Sequence[Mapping[int, float]], images: Array | None = None
+    sizes: Sequence[Size],
+    scores: Sequence[Mapping[int, float]],
+    images: Array | None = None,
+    *,
+    points: Sequence[Size] = (),
+    across_costs: bool = False,
 ) -> Posterior | None:
     """The model of K networks fitted to all of their trainings; None where these say nothing of the noise.
 
     Args:
-        sizes: of each network.
+        sizes: of each network; with `across_costs` in doublings of the cost, which is the sum of the three.
         scores: of each network, seed to score; those of none may be empty.
         images: (K, K) covariance of the networks' mean scores, from one set of validation images of this number to
             another (`image_covariance`); None: their part is not modelled.
+        points: sizes whose accuracy is asked for without a network's own part, which nothing but its trainings can
+            tell; they are the last of the K networks.
 
     Returns: None with fewer than three trainings or of fewer than two networks.
     """
     trained = [(network, seed, score) for network, of in enumerate(scores) for seed, score in of.items()]
     if len(trained) < 3 or len({network for network, *_ in trained}) < 2:
         return None
-    num_networks, seeds = len(sizes), sorted({seed for _, seed, _ in trained})
+    num_networks, seeds = len(sizes) + len(points), sorted({seed for _, seed, _ in trained})
     centre = float(np.mean([score for *_, score in trained]))
     sums = _Sums.of(trained, seeds, num_networks, centre)
-    own = np.zeros((num_networks, num_networks)) if images is None else images
-    prior = _prior(tuple(sizes), len(seeds))
+    own = np.zeros((num_networks, num_networks))
+    if images is not None:
+        own[: len(sizes), : len(sizes)] = images
+    prior = _prior((*sizes, *points), len(points), len(seeds), across_costs)
     roots = prior.roots
     if images is not None:
         unit = max(_noise(scores) ** 2, 1e-6 * float(np.diag(images).max(initial=0.0)), _FLOOR**2)
-        roots = _with_images(roots, _root(images / unit), num_networks)
+        roots = _with_images(roots, _root(own / unit), num_networks)
         sums = sums.with_images(num_networks)
     return _solved(prior, roots, sums, num_networks, centre, own)
 
@@ -286,19 +304,38 @@ class _Prior:
 
 
 @lru_cache(maxsize=64)
-def _prior(sizes: tuple[Size, ...], num_seeds: int) -> _Prior:
-    quantiles = stats.qmc.Sobol(len(_MEDIANS), scramble=True, seed=0).random(_POINTS)
-    parameters = _MEDIANS * np.exp(stats.norm.ppf(quantiles) * _LOG_DEVIATIONS)
-    plane, smooth, own, shift, length = parameters.T[:, :, None, None]
+def _prior(sizes: tuple[Size, ...], num_points: int, num_seeds: int, across_costs: bool) -> _Prior:
+    """num_points: so many of the last sizes have no own part."""
+    medians, deviations, number = _MEDIANS, _LOG_DEVIATIONS, _POINTS
+    if across_costs:
+        medians = np.concatenate([medians[1:], [_EXPONENT] * 3])
+        deviations = np.concatenate([deviations[1:], [_EXPONENT_LOG_DEVIATION] * 3])
+        number = _POINTS_OVER_COSTS
+    quantiles = stats.qmc.Sobol(len(medians), scramble=True, seed=0).random(number)
+    parameters = medians * np.exp(stats.norm.ppf(quantiles) * deviations)
     size = np.array(sizes, dtype=np.float64)
-    centred = size - size.mean(0)
+    if across_costs:
+        exponents = np.log(2) * parameters[:, None, -3:]
+        bent = -np.expm1(-exponents * size) / exponents  # (P, K, 3)
+        alike = bent.sum(2, keepdims=True)
+        covariance = _VAGUE**2 * (bent @ bent.swapaxes(1, 2) + alike @ alike.swapaxes(1, 2))
+        parameters = parameters[:, :-3]
+    else:
+        centred = size - size.mean(0)
+        covariance = parameters[:, 0, None, None] ** 2 * (centred @ centred.T)
+        parameters = parameters[:, 1:]
+    smooth, own, shift, length = parameters.T[:, :, None, None]
     distance = ((size[:, None] - size[None]) ** 2).sum(-1)
-    covariance = plane**2 * (centred @ centred.T) + smooth**2 * np.exp(-distance / (2 * length**2))
-    covariance = covariance + own**2 * np.eye(len(size))
-    roots = np.zeros((_POINTS, len(size) + num_seeds, len(size) + num_seeds))
+    has_own = np.arange(len(size)) < len(size) - num_points
+    covariance = covariance + smooth**2 * np.exp(-distance / (2 * length**2))
+    covariance = covariance + own**2 * np.diag(has_own) + _NEGLIGIBLE * np.diag(~has_own)
+    roots = np.zeros((number, len(size) + num_seeds, len(size) + num_seeds))
     roots[:, : len(size), : len(size)] = np.linalg.cholesky(covariance)
     roots[:, len(size) :, len(size) :] = shift * np.eye(num_seeds)
     return _Prior(roots, shift[:, 0, 0] ** 2)
+
+
+_NEGLIGIBLE = 1e-6  # a variance, in that of the noise: points of a smooth surface else have a singular covariance
 
 
 def _with_images(roots: Array, images: Array, num_networks: int) -> Array:

@@ -46,6 +46,7 @@ ROOMS = (
         "executor",
         "evaluation",
         "posterior",
+        "surface",
         "search",
         "selection",
         "variants",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -73,6 +74,39 @@ def test_it_is_the_model_written_out_over_trainings(number: int, images: int) ->
     np.testing.assert_allclose(found.weights, weights, atol=1e-9)
     np.testing.assert_allclose(found.means, means, atol=1e-10)
     np.testing.assert_allclose(found.roots @ np.swapaxes(found.roots, 1, 2), scales, atol=1e-11)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_over_costs_it_is_the_model_written_out_over_trainings(number: int) -> None:
+    """Points without an own part and bent planes, by the covariance over trainings; none of it shares the code."""
+    sizes, scores, _ = drawn(np.random.default_rng(number))
+    points = [tuple(np.random.default_rng(number + 10).uniform(0, 3, 3)) for _ in range(4)]
+    found = posterior(sizes, scores, points=points, across_costs=True)
+    assert found is not None
+    parameters = np.exp(stats.norm.ppf(stats.qmc.Sobol(7, scramble=True, seed=0).random(512)) * [1, 1, 1, 0.5, 1, 1, 1])
+    trained = [(network, seed, score) for network, of in enumerate(scores) for seed, score in of.items()]
+    networks, seeds, values = (np.array(column) for column in zip(*trained, strict=True))
+    size = np.array([*sizes, *points])
+    has_own = np.arange(len(size)) < len(sizes)
+    log_weights, means = [], []
+    for smooth, own, shift, length, *exponents in parameters:
+        bent = np.column_stack(
+            [(1 - 2 ** (-size[:, k] * exponents[k] / 2)) / (exponents[k] / 2 * math.log(2)) for k in range(3)]
+        )
+        distance = ((size[:, None] - size[None]) ** 2).sum(-1)
+        true = 100 * (bent @ bent.T + np.outer(bent.sum(1), bent.sum(1)))
+        true += smooth**2 * np.exp(-distance / 2 / length**2) + np.diag(own**2 * has_own)
+        across = true[:, networks]
+        inverse = np.linalg.inv(across[networks] + shift**2 * (seeds[:, None] == seeds) + np.eye(len(values)))
+        one = np.ones(len(values))
+        mean = one @ inverse @ values / (one @ inverse @ one)
+        rest = (values - mean) @ inverse @ (values - mean)
+        log_determinant = -np.linalg.slogdet(inverse)[1]
+        log_weights.append(-0.5 * (log_determinant + np.log(one @ inverse @ one) + (len(values) - 1) * np.log(rest)))
+        means.append(mean + across @ inverse @ (values - mean))
+    weights = np.exp(np.array(log_weights) - max(log_weights))
+    np.testing.assert_allclose(found.weights, weights / weights.sum(), atol=1e-6)
+    np.testing.assert_allclose(found.means, np.array(means), atol=1e-6)
 
 
 def test_too_few_trainings_say_nothing() -> None:
