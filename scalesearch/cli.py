@@ -334,10 +334,13 @@ def _discard_output() -> None:
 def _words(error: BaseException) -> str:
     """An error of the environment: "/disk/full: No space left on device" without its number."""
     from scalesearch.text import shown
+    from scalesearch.workspace import FULL
 
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{shown(error.filename)}: {error.strerror}"
-    return str(error) or type(error).__name__
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error) or type(error).__name__
+    words = error.strerror if error.filename is None else f"{shown(error.filename)}: {error.strerror}"
+    remedy = "what is finished is kept; put the disk right, and the same command goes on"
+    return f"{words}; {remedy}" if error.errno in FULL else words
 
 
 def _fail(message: str, code: int) -> int:

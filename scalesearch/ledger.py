@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from scalesearch.text import one_line
+from scalesearch.workspace import naming
 
 VERSION = 1
 """Part of every key. Raised when training changes meaning: older records are then no longer found, and stay on disk."""
@@ -408,19 +409,21 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Write a file that is there whole or not at all, and survives a power cut once this returns.
 
     Readers see the older content until the new one is complete. Directories are made where missing.
+    Raises: OSError with the path.
     """
-    _make_directory(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{_TEMPORARY}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:  # a full disk or Ctrl-C leaves nothing behind
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
+    with naming(path):
+        _make_directory(path.parent)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{_TEMPORARY}")
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:  # a full disk or Ctrl-C leaves nothing behind
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
 
 
 def _make_directory(directory: Path) -> None:

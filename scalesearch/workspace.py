@@ -6,6 +6,7 @@ Only light modules are imported here: the help of a command is made of this.
 from __future__ import annotations
 
 import atexit
+import errno
 import fcntl
 import os
 import re
@@ -94,6 +95,21 @@ def sqlite_file(url: str) -> Path | None:
     prefix = "sqlite:///"
     path = url.removeprefix(prefix).split("?")[0]
     return Path(path) if url.startswith(prefix) and path else None
+
+
+# A disk that is full, read-only or out of its user's quota, a file that may not grow, and a disk that fails.
+FULL = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EIO})
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Where the disk refuses something in here, the OSError names this file: a write or a flush knows no name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 @contextmanager

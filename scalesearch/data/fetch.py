@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from scalesearch.data.spec import DataSpec, Log
+from scalesearch.workspace import naming
 
 
 def cache_directory(spec: DataSpec) -> Path:
@@ -83,11 +84,12 @@ def _is_good(path: Path, sha256: str) -> bool:
 def appearing(path: Path) -> Iterator[Path]:
     """A file to write, which becomes `path` in one step; where writing fails nothing is left behind."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # another directory may be another file system
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with naming(path):
+        try:
+            yield part
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def _put(stream: IO[bytes], path: Path, sha256: str) -> None:

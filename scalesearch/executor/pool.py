@@ -100,7 +100,7 @@ class Pool(Executor):
         """A future of `function(specification)`.
 
         It fails with `EvaluationFailed` where the function raised, with `WorkerDied` where its process died again and
-        again, and with an OSError where there is nothing that it could run on.
+        again, and with an OSError where there is nothing that it could run on, or its disk is full.
 
         Raises:
             ValueError: the function cannot be imported by name, or the specification is not plain JSON.
@@ -155,7 +155,9 @@ class Pool(Executor):
                 work.future.set_exception(CancelledError("stopped by shutdown") if self._killed else error)
             else:
                 self._came_back(work, seat)
-                if "error" in reply:
+                if "disk" in reply:  # which is no fault of what was asked for
+                    work.future.set_exception(OSError(*reply["disk"]))
+                elif "error" in reply:
                     work.future.set_exception(EvaluationFailed(reply["error"], reply["traceback"]))
                 else:
                     work.future.set_result(reply["result"])

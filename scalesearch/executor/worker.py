@@ -19,6 +19,7 @@ import traceback
 from scalesearch.ledger import canonical_json
 from scalesearch.signals import CODES
 from scalesearch.text import one_line
+from scalesearch.workspace import FULL
 
 
 def answer(name: str, specification: str) -> str:
@@ -29,7 +30,10 @@ def answer(name: str, specification: str) -> str:
         return canonical_json({"result": result})
     except BaseException as error:  # SystemExit too: a function must not end the worker
         words = f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")
-        return json.dumps({"error": words, "traceback": traceback.format_exc()})
+        reply: dict[str, object] = {"error": words, "traceback": traceback.format_exc()}
+        if isinstance(error, OSError) and error.errno in FULL:
+            reply["disk"] = [error.errno, error.strerror, error.filename]
+        return json.dumps(reply)
 
 
 def work(driver: int) -> None:

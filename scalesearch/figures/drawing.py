@@ -5,6 +5,7 @@ Nothing here goes through pyplot, so no display is needed and no figure stays re
 
 from __future__ import annotations
 
+import io
 import itertools
 import textwrap
 import threading
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from scalesearch.ledger import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -146,10 +149,11 @@ def save(figure: Figure, directory: Path, name: str, *, title: str) -> list[Path
 
     The same figure gives the same bytes with the same matplotlib: no date is written. Text in the SVG stays text.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     files = []
     for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Title": title})):
         files.append(directory / f"{name}.{suffix}")
+        drawn = io.BytesIO()
         with style():
-            figure.savefig(files[-1], metadata=metadata)
+            figure.savefig(drawn, format=suffix, metadata=metadata)
+        write_atomic(files[-1], drawn.getvalue())
     return files

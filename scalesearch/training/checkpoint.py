@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 import warnings
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from scalesearch.model import build
 from scalesearch.network import AnyNetwork
 from scalesearch.text import one_line
+from scalesearch.workspace import naming
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -174,9 +176,15 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def save(tensors: Mapping[str, Tensor], path: Path, meta: dict[str, str] | None = None) -> None:
     """Write a file that is there whole or not at all; a temporary one that a kill leaves is swept by the ledger."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.temporary")
-    save_file(_apart(tensors), temporary, meta)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())  # before the record of the evaluation, which says that its weights are here
-    temporary.replace(path)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(_apart(tensors), temporary, meta)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())  # before the record of the evaluation, which says that its weights are here
+            temporary.replace(path)
+        except SafetensorError as error:  # has the system's number in its words alone
+            temporary.unlink(missing_ok=True)
+            number = re.search(r"(?:os error|code:) (\d+)", str(error))
+            raise (error if number is None else OSError(int(number[1]), str(error))) from error
