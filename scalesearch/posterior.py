@@ -106,6 +106,11 @@ class Posterior:
         drawn = self.draws[:, list(among)]
         return np.asarray((drawn.max(1, keepdims=True) - drawn).mean(0))
 
+    def regret_bound(self, among: Sequence[int], confidence: float) -> Array:
+        """The loss of accuracy of choosing each of these networks that is not exceeded with this probability."""
+        drawn = self.draws[:, list(among)]
+        return np.asarray(np.quantile(drawn.max(1, keepdims=True) - drawn, confidence, axis=0))
+
     def best_set(self, among: Sequence[int], confidence: float) -> list[int]:
         """The fewest of these networks that include the best one with this probability, the most probable first."""
         return [among[place] for place in most_probable(self.probability_best(among), confidence)]

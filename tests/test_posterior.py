@@ -134,7 +134,7 @@ def truths(number: int) -> tuple[np.ndarray, list[dict[int, float]]]:
 def test_intervals_sets_probabilities_and_regret_keep_what_they_promise() -> None:
     """On 400 truths drawn from the prior: each is as often right as it says, within three standard errors or so."""
     everyone = list(range(len(GRID)))
-    inside, named, stated, true_regret, probable, was_best = [], [], [], [], [], []
+    inside, named, stated, true_regret, probable, was_best, bounded = [], [], [], [], [], [], []
     for number in range(400):
         true, scores = truths(number)
         found = posterior(GRID, scores)
@@ -146,12 +146,14 @@ def test_intervals_sets_probabilities_and_regret_keep_what_they_promise() -> Non
         chosen = int(found.mean.argmax())
         stated.append(float(found.regret(everyone)[chosen]))
         true_regret.append(float(true.max() - true[chosen]))
+        bounded.append(true_regret[-1] <= found.regret_bound(everyone, 0.9)[chosen])
         probable.append(float(found.probability_best(everyone)[chosen]))
         was_best.append(true.argmax() == chosen)
     assert np.mean(inside) == pytest.approx(0.9, abs=0.045)
     assert 0.87 < np.mean(named) < 0.99  # a set of whole networks includes the best one somewhat more often
     error = 3 * np.std(np.subtract(stated, true_regret)) / 20
     assert np.mean(stated) == pytest.approx(np.mean(true_regret), abs=error)
+    assert np.mean(bounded) == pytest.approx(0.9, abs=0.045)
     assert np.mean(probable) == pytest.approx(np.mean(was_best), abs=0.075)
 
 

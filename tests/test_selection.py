@@ -408,7 +408,7 @@ def test_a_clear_winner_is_decided_for_and_nothing_is_as_good() -> None:
     assert (decision.chosen, choice.chosen, choice.best) == (CANDIDATES[1].id,) * 3
     assert decision.as_good == ()
     assert decision.probability > 0.99
-    assert decision.regret < 1e-4
+    assert decision.regret <= decision.regret_bound < 1e-2
     assert "no other candidate may be the best" in words(decision.values(), asdict(CANDIDATES[1].coefficients))
     assert sum(decision.table["probability_best"]) == pytest.approx(1)
     assert decision.table["candidate"].iloc[0] == decision.chosen

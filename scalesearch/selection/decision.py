@@ -30,16 +30,18 @@ class Decision:
 
     chosen: the candidate of the highest expected accuracy among those that may be chosen.
     regret: what its accuracy is expected to lose against the best of all that were trained, a fraction.
+    regret_bound: what it does not lose more than, with probability `confidence`.
     probability: that it is the best of them.
     as_good: with the chosen one the fewest candidates that include the best with probability `confidence`.
     spans: (lowest, highest) alpha, beta and gamma of the chosen one and of those that are as good.
     table: one row per candidate with `accuracy` (expected, over all seeds and images), its interval `accuracy_low` and
-        `accuracy_high`, `probability_best`, `expected_regret`, `as_good`, `chosen`, and its size.
+        `accuracy_high`, `probability_best`, `expected_regret`, `regret_bound`, `as_good`, `chosen`, and its size.
     further: None where no time of a training is known.
     """
 
     chosen: str
     regret: float
+    regret_bound: float
     probability: float
     confidence: float
     as_good: tuple[str, ...]
@@ -52,6 +54,7 @@ class Decision:
         return {
             "chosen": self.chosen,
             "expected_regret": self.regret,
+            "regret_bound": self.regret_bound,
             "probability_best": self.probability,
             "confidence": self.confidence,
             "as_good": list(self.as_good),
@@ -98,7 +101,11 @@ def decide(
     if chosen is None:
         expected = {name: round(float(found.mean[names.index(name)]), 12) for name in free}
         chosen = min(free, key=lambda name: (-expected[name], amounts[name], name))
-    probability, regret = found.probability_best(among), found.regret(among)
+    probability, regret, bound = (
+        found.probability_best(among),
+        found.regret(among),
+        found.regret_bound(among, confidence),
+    )
     good = [names[place] for place in found.best_set(among, confidence)]
     own = among.index(names.index(chosen))
     members = [chosen, *(name for name in good if name != chosen)]
@@ -117,6 +124,7 @@ def decide(
                 "accuracy_high": high,
                 "probability_best": float(probability[index]),
                 "expected_regret": float(regret[index]),
+                "regret_bound": float(bound[index]),
                 "as_good": name in members and name != chosen,
                 "chosen": name == chosen,
             }
@@ -124,6 +132,7 @@ def decide(
     return Decision(
         chosen=chosen,
         regret=float(regret[own]),
+        regret_bound=float(bound[own]),
         probability=float(probability[own]),
         confidence=confidence,
         as_good=tuple(members[1:]),
@@ -155,7 +164,8 @@ def words(values: Mapping[str, Any], split: Mapping[str, float]) -> str:
     regret, confidence = values["expected_regret"], values["confidence"]
     text = (
         f"split the compute by alpha (depth) = {split['alpha']:g}, beta (width) = {split['beta']:g}, "
-        f"gamma (resolution) = {split['gamma']:g} ({values['chosen']}): expected regret {percent(regret)} points, "
+        f"gamma (resolution) = {split['gamma']:g} ({values['chosen']}): expected regret {percent(regret)} points "
+        f"(at {level(confidence)} at most {percent(values['regret_bound'])}), "
         f"the best with probability {100 * values['probability_best']:.0f} %"
     )
     if values["as_good"]:

@@ -63,7 +63,11 @@ class StudyLog(CommandLog):
         decision = answer["decision"]
         return self.concluded(
             metrics={
-                **({} if decision is None else {key: decision[key] for key in ("expected_regret", "probability_best")}),
+                **(
+                    {}
+                    if decision is None
+                    else {key: decision[key] for key in ("expected_regret", "regret_bound", "probability_best")}
+                ),
                 "best_val_accuracy": values["val_accuracy_mean"],
                 "val_accuracy": values["val_accuracy_mean"],
                 "val_accuracy_std": values["val_accuracy_std"],

@@ -28,6 +28,7 @@ def words(values: Values) -> list[str]:
             "expected, %": interval(100 * row["accuracy"], 100 * row["accuracy_low"], 100 * row["accuracy_high"]),
             "probability of the best": f"{percent(row['probability_best'], 0)} %",
             "expected regret, points": percent(row["expected_regret"]),
+            f"at most, at {level(values['confidence'])}": percent(row["regret_bound"]),
             "": "chosen" if row["chosen"] else "as good" if row["as_good"] else "",
         }
         for row in values["candidates"]
