@@ -26,7 +26,7 @@ from scalesearch.machine import PRECISIONS, environment
 from scalesearch.model import identity
 from scalesearch.network import AnyNetwork, Factory
 from scalesearch.text import listed
-from scalesearch.training import ACCURACY, Recipe, Result, metrics, worker
+from scalesearch.training import Recipe, Result, metrics, worker
 from scalesearch.workspace import AllAlike
 
 
@@ -51,7 +51,7 @@ class Evaluation:
             "data": self.data,
             "seed": self.seed,
         }
-        if (source := metrics.source(self.recipe.metric or ACCURACY)) is not None:
+        if (source := metrics.source(self.recipe.metric, self.network.num_classes)) is not None:
             values["metric_source"] = source  # an edit of the function makes other values
         return values if self.init is None else values | {"init": self.init}
 

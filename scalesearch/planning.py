@@ -15,7 +15,7 @@ from scalesearch.scaling import Coefficients, Rounding, uneven_channels
 from scalesearch.search import Plan
 from scalesearch.session import Session
 from scalesearch.study import StudySettings
-from scalesearch.text import count
+from scalesearch.text import count, plural
 from scalesearch.training import check_average, few_steps
 from scalesearch.workspace import Infeasible
 
@@ -52,13 +52,13 @@ def refuse_infeasible(plan: Plan, settings: StudySettings) -> None:
     if plan.excess:
         nearest = "; ".join(f"{share:.3g} x budget.{metric} ({_triple(c)})" for c, share, metric in plan.excess)
         raise Infeasible(
-            f"no candidate: of all {plan.dropped['limits']} triples that meet the budget of multiply-adds, "
+            f"no candidate: of {plural(plan.dropped['limits'], 'triple')} that met the budget of multiply-adds, "
             f"{settings.baseline.name} at phi = 1 needs more than {limits_words(settings.limits)}; the nearest: "
             f"{nearest}. Raise the limit, or lower budget.macs_ratio and grid.product"
         )
     if not plan.nearest:
         raise Infeasible(
-            f"none of the {plan.points} points of the grid has a product nearer than {grid.product_tolerance} to "
+            f"of the grid's {plural(plan.points, 'point')} none has a product nearer than {grid.product_tolerance} to "
             f"{grid.product}. Raise grid.product_tolerance, or widen an axis or lower its step"
         )
     nearest = "; ".join(f"{ratio:.3f} x ({_triple(c)})" for c, ratio in plan.nearest)
@@ -92,13 +92,15 @@ def summary(plan: Plan, settings: StudySettings) -> str:
     triples = sum(len(candidate.triples) for candidate in plan.candidates)
     budget, grid, dropped = settings.budget, settings.grid, plan.dropped
     network, known = plan.baseline.network, settings.description
+    number = len(plan.candidates)
+    networks = "which is one network" if number == 1 else f"which are {number} different networks"
     return "\n".join(
         [
             f"study {settings.study}",
             f"1x network: {settings.baseline.name} as a proxy of {_depth_words(network)} at {network.resolution} px, "
             f"{count(plan.baseline.cost.macs)} multiply-adds, {count(plan.baseline.cost.params)} params",
-            f"{plan.points} points of the grid; dropped: {dropped['product']} whose product is not nearer than "
-            f"{grid.product_tolerance} to {grid.product}, {dropped['budget']} whose counted cost is not within "
+            f"{plural(plan.points, 'point')} of the grid; dropped: {dropped['product']} whose product is not nearer "
+            f"than {grid.product_tolerance} to {grid.product}, {dropped['budget']} whose counted cost is not within "
             f"{100 * budget.tolerance:g} % of {budget.macs_ratio:g} x"
             + (f", {dropped['impossible']} that no network can have{_reasons(plan)}" if dropped["impossible"] else "")
             + (
@@ -106,8 +108,8 @@ def summary(plan: Plan, settings: StudySettings) -> str:
                 if dropped["limits"]
                 else ""
             ),
-            f"{triples} triples are left, which are {len(plan.candidates)} different networks",
-            f"data: {known.name}, {known.num_train} images for training and {known.num_val} for validation",
+            f"{plural(triples, 'triple')} {'is' if triples == 1 else 'are'} left, {networks}",
+            f"data: {known.name}, {plural(known.num_train, 'image')} for training and {known.num_val} for validation",
             *_found_words(plan, settings),
             *filter(None, [few_steps(settings.recipe, known.num_train)]),
             *grain_words(network, settings.proxy_network[1]),
@@ -158,7 +160,7 @@ def limits_words(limits: Limits) -> str:
 def _depth_words(network: AnyNetwork) -> str:
     if isinstance(network, Factory):  # a proxy's total stride cannot reach into a function
         return f"depth {network.depth:g} and width {network.width:g} times {network.function}, its own strides,"
-    return f"{network.depth} blocks"
+    return plural(network.depth, "block")
 
 
 def _triple(coefficients: Coefficients) -> str:

@@ -64,7 +64,7 @@ def search_and_scale(settings: StudySettings, session: Session) -> tuple[list[Tr
             chance = _chance(settings, data, trials)
             choice = _choose(settings, session, trials, stopped, chance)
             if not isinstance(choice, Choice):
-                return trials, choice and _nothing(settings, trials, stopped, choice, chance, log)
+                return trials, choice and _nothing(settings, trials, stopped, choice, chance, data, log)
             chosen = next(candidate for candidate in plan.candidates if candidate.id == choice.chosen)
             finished = {name: _finished(settings, trials, name) for name in (BASELINE, chosen.id)}
             test = {name: session.test_accuracy(seeds, settings.data) for name, seeds in finished.items()}
@@ -175,13 +175,14 @@ def _nothing(
     stopped: Mapping[str, str],
     best: Unlearnt,
     chance: Chance,
+    data: Data,
     log: StudyLog,
 ) -> NothingLearnt:
     """That no candidate has learnt anything, on disk and in MLflow."""
     num_networks = len({one.candidate.id for one in trials} - {BASELINE})
     confidence = settings.search.confidence
     reason = unlearnt_words(best, chance, num_networks=num_networks, confidence=confidence)
-    tried = remedy(settings.recipe, settings.description.num_train)
+    tried = remedy(settings.recipe, settings.description.num_train, data.val_labels.numpy())
     nothing = NothingLearnt(trials, stopped, best, chance, reason, tried)
     values, files = write_nothing(settings, nothing)
     return replace(nothing, values=values, waiting=log.nothing_learnt(values, files=files))

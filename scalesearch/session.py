@@ -22,7 +22,7 @@ from scalesearch.evaluation import Evaluation, Evaluator, Outcome, Work, counts,
 from scalesearch.ledger import Ledger, lock_study
 from scalesearch.network import AnyNetwork
 from scalesearch.screen import Screen
-from scalesearch.text import level, override, typed
+from scalesearch.text import level, override, plural, typed
 from scalesearch.tracking import CommandLog, Tracker, mlflow_experiment
 from scalesearch.workspace import ALL_FAILED, DONE, NOTHING_LEARNT, SOME_FAILED, refuse_links
 
@@ -114,7 +114,7 @@ class Session:
             if record is not None and record["state"] == "failed":
                 self.ledger.remove(key)
                 forgotten += 1
-        self.out.say(f"{forgotten} failed trainings are run again")
+        self.out.say(f"run again: {plural(forgotten, 'failed training')}")
 
     def tracker(self) -> Tracker:
         """The writer of this command's records for MLflow, kept in its directory, which is locked."""
@@ -187,7 +187,7 @@ class Session:
         beside = f"{data.description.name}: {chance.words(chance.value, 'validation')}"
         reason = nothing_learnt(finished, chance, confidence=CONFIDENCE)
         if reason is not None:
-            return Learnt(f"{reason}. {remedy(recipe, data.description.num_train)}", beside)
+            return Learnt(f"{reason}. {remedy(recipe, data.description.num_train, data.val_labels.numpy())}", beside)
         if no_better := unlearnt(finished, chance, confidence=CONFIDENCE):
             beside += f"; no better than that at {level(CONFIDENCE)}: {', '.join(no_better)}"
         return Learnt(None, beside)
@@ -202,10 +202,10 @@ class Session:
             self.out.warn(mixed)
         if failed:
             first = failed[0].evaluation
-            number = "all" if len(failed) == len(outcomes) else len(failed)
-            self.out.warn(
-                f"{number} trainings failed; the first: {first.network.name} seed {first.seed}: {failed[0].reason}"
-            )
+            number = plural(len(failed), "training")
+            if len(failed) == len(outcomes) > 1:
+                number = f"all {number}"
+            self.out.warn(f"{number} failed; the first: {first.network.name} seed {first.seed}: {failed[0].reason}")
             self.out.say("when the cause is mended: the same command with retry=true")
         if failed and len(failed) == len(outcomes):
             return ALL_FAILED

@@ -60,6 +60,14 @@ def command_request(command: str, configuration: DictConfig) -> tuple[Any, Group
     return request(importlib.import_module(f"scalesearch.commands.{command}"), configuration)
 
 
+def printed_commands(answer: Any) -> list[str]:
+    """Every command line of ours in an answer's JSON."""
+    if isinstance(answer, str):
+        return [answer] if answer.startswith("scalesearch ") else []
+    parts = answer.values() if isinstance(answer, dict) else answer if isinstance(answer, list) else ()
+    return [command for part in parts for command in printed_commands(part)]
+
+
 def script(path: Path) -> Any:
     """A program of docs/ as a module, which the tests hold against the page that it writes."""
     spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)

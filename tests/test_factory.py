@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import printed_commands
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalesearch import template
@@ -229,6 +230,9 @@ def test_a_search_on_a_function_goes_from_the_plan_to_the_family(
     again = answered(["run", *given], capsys)
     assert again["evaluations"] == {"trained": 0, "reused": planned["evaluations"], "failed": 0}
     assert again["chosen"] == first["chosen"]
+    commands = printed_commands(answered(["report"], capsys))
+    assert len(commands) > 3
+    assert all(f"baseline.factory={module}:make" in one for one in commands), commands
 
 
 def test_init_writes_what_plan_and_cost_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,13 +170,13 @@ def test_a_small_class_is_in_every_split_that_it_suffices_for_and_else_it_is_nam
         draw(root / "train" / "emu" / f"{i}.png", 2, i)
     data, words = loaded(spec_of(root, num_val=6))
     assert [data.class_counts(split)[2] for split in ("train", "val", "test")] == [1, 1, 1]
-    assert "classes have no" not in words
+    assert "classes ha" not in words
     (root / "train" / "emu" / "0.png").unlink()
     data, words = loaded(spec_of(root, num_val=6))
-    assert "1 of the 3 classes have no test image, so their accuracy is not measured: 'emu' (2 in all)" in words
+    assert "1 of the 3 classes has no test image, so its accuracy is not measured: 'emu' (2 in all)" in words
     (root / "train" / "emu" / "1.png").unlink()
     _, words = loaded(spec_of(root, num_val=6))
-    assert "1 of the 3 classes have no validation image" in words
+    assert "1 of the 3 classes has no validation image" in words
 
 
 def test_a_split_of_one_class_is_refused_as_nothing_can_be_measured(tmp_path: Path) -> None:

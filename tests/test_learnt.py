@@ -17,7 +17,7 @@ from conftest import Ended, case, recipe
 from learning import DATA, SEARCH, SHARES, TRAIN, Labels, drawn
 from made_up import CANDIDATES, first, trial
 
-from scalesearch.selection import Majority, interval, select, unlearnt
+from scalesearch.selection import Majority, interval, remedy, select, unlearnt
 from scalesearch.training import FEW_STEPS, Result, check_average, few_steps
 from scalesearch.workspace import DONE, NOTHING_LEARNT
 
@@ -119,6 +119,35 @@ def test_steps_are_those_that_a_training_takes() -> None:
     assert few_steps(recipe(epochs=FEW_STEPS, batch_size=50), 50) is None
 
 
+REMEDIES = ("recipe.class_weights=balanced", "metric=balanced_accuracy", "metric=auroc")
+
+
+def test_the_remedy_for_unequal_classes_is_to_balance_them() -> None:
+    chance, few, enough = np.random.default_rng(8), recipe(epochs=1), recipe(epochs=100)
+    unequal = {
+        "95:5": drawn(SHARES["95:5"], chance),
+        "two of three": drawn([0.65, 0.25, 0.1], chance),
+        "a rare label": (chance.random((400, 3)) < (0.5, 0.4, 0.05)).astype(np.uint8),
+        "a frequent label": (chance.random((400, 2)) < (0.5, 0.9)).astype(np.uint8),
+    }
+    equal = {
+        "ten": drawn(SHARES["ten equal classes"], chance),
+        "two": drawn(SHARES["two equal classes"], chance, images=50),
+        "a hundred, by chance": drawn([0.01] * 100, chance, images=100),
+        "labels of half of the images": (chance.random((400, 3)) < 0.5).astype(np.uint8),
+    }
+    for given, images, begin in ((few, 100, "optimiser steps"), (enough, 10_000, "Check the labels")):
+        for name, labels in (unequal | equal).items():
+            words = remedy(given, images, labels)
+            with case(name, begin):
+                assert begin in words
+                assert [one in words for one in REMEDIES] == [name in unequal] * 3
+        balanced = replace(given, class_weights="balanced")
+        left = remedy(balanced, images, unequal["95:5"])
+        assert [one in left for one in REMEDIES] == [False, True, True]
+        assert not any(one in remedy(replace(balanced, metric="auroc"), images, unequal["95:5"]) for one in REMEDIES)
+
+
 # Through the commands
 
 
@@ -146,6 +175,7 @@ def test_a_search_chooses_where_something_was_learnt(name: str, place: Path, com
     assert "nothing was learnt: the best of 3 candidates" in message
     assert "chosen: " not in message
     assert "recipe.epochs" in answer["nothing_learnt"]["remedy"]
+    assert all((one in message) == name.startswith("skewed") for one in REMEDIES)
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -154,6 +184,7 @@ def test_a_training_says_whether_it_has_learnt(name: str, place: Path, command: 
     code, answer, message = command("train", *TRAIN, f"data.name={name}", "test=true")
     assert code == (DONE if learnt else NOTHING_LEARNT), message
     assert (answer["nothing_learnt"] is None) == learnt
+    assert all((one in message) == (not learnt and name.startswith("skewed")) for one in REMEDIES)
     shares = answer["majority_share"]
     for split in ("validation", "test"):
         (line,) = [line for line in message.splitlines() if line.startswith(f"{split} accuracy: ")]

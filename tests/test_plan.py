@@ -374,7 +374,7 @@ def test_the_plan_says_what_limits_have_dropped(
     assert code == 5
     assert nothing["candidates"] == []
     assert nothing["excess"][0]["share"] > 1
-    assert f"no candidate: of all {nothing['dropped']['limits']} triples that meet the budget" in shown
+    assert f"no candidate: of {nothing['dropped']['limits']} triples that met the budget" in shown
     assert f"the nearest: {nothing['excess'][0]['share']:.3g} x budget.params (alpha=" in shown
 
 

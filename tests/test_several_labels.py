@@ -98,11 +98,54 @@ def test_a_cut_keeps_the_share_of_every_label() -> None:
     assert strata(np.array([2, 0, 1])).tolist() == [2, 0, 1]
 
 
+def test_a_label_that_every_image_has_or_none_shows_nothing(tmp_path: Path) -> None:
+    root = make(tmp_path / "images", splits={"train": 60, "val": 20, "test": 20})
+
+    def write(split: str, **every: int) -> None:
+        """Each label on every first, second, third... image; 0: on none."""
+        names = [line.partition(",")[0] for line in (root / split / TABLE).read_text().splitlines()[1:]]
+        labels = [[one for one, step in every.items() if step and i % step == 0] for i in range(len(names))]
+        lines = [f"{name},{';'.join(own)}" for name, own in zip(names, labels, strict=True)]
+        (root / split / TABLE).write_text("\n".join(["file,labels", *lines]))
+
+    for split, images in (("train", "training"), ("val", "validation"), ("test", "test")):
+        done = "learnt" if split == "train" else "measured"
+        cases = {
+            f"1 of the 2 labels is on every {images} image, so nothing of it is {done}: 'round'": (1, 2),
+            f"so nothing can be {done}: all have 'flat' and 'round'.": (1, 1),
+        }
+        if split != "train":
+            cases[f"1 of the 2 labels has no {images} image, so its accuracy is not measured: 'round'"] = (0, 2)
+            cases["so nothing can be measured: none has 'flat' ("] = (0, 0)
+            cases["so nothing can be measured: all have 'round' and none has 'flat' ("] = (1, 0)
+        for other in ("train", "val", "test"):
+            write(other, round=2, flat=3)
+        for words, (of_round, of_flat) in cases.items():
+            write(split, round=of_round, flat=of_flat)
+            with case(split, words):
+                if "nothing can be" in words:
+                    with pytest.raises(ValueError, match=f"no label is on some of the {images} images") as refused:
+                        describe(spec(root))
+                    assert words in str(refused.value)
+                else:
+                    assert any(note.startswith(words) for note in describe(spec(root)).notes)
+
+
+def test_labels_that_are_alike_are_named(tmp_path: Path) -> None:
+    root = make(tmp_path / "images")
+    table = root / "train" / TABLE
+    table.write_text(table.read_text().replace("red", "Caf\u00e9", 100).replace("red", "cafe\u0301"))
+    test = root / "test" / TABLE
+    test.write_text(test.read_text().replace("red", "cafe\u0301"))
+    notes = describe(spec(root)).notes
+    assert any(note.startswith("the names of the labels ") and "are alike" in note for note in notes)
+
+
 def test_a_table_that_is_wrong_is_refused_by_its_line(tmp_path: Path) -> None:
     root = make(tmp_path / "images", splits={"train": 8, "test": 4})
     table = root / "train" / TABLE
     good = table.read_text()
-    one = next(path.name for path in sorted((root / "train").glob("*.png")))
+    one, *others = [path.name for path in sorted((root / "train").glob("*.png"))]
     wrong = {
         "its first line must be: file,labels": good.replace("file,labels", "image,tags"),
         "line 10 has 3 cells": good + f"{one},red,blue\n",
@@ -113,6 +156,13 @@ def test_a_table_that_is_wrong_is_refused_by_its_line(tmp_path: Path) -> None:
         f"line 10: '{one}' is there a second time": good + f"{one},red\n",
         "has 1 label; at least 2 are needed": f"file,labels\n{one},red\n",
         "names no image": "file,labels\n",
+        "has the label 'red|blue' beside 'red' and 'blue': labels are divided by semicolons, such as red;blue": (
+            f"file,labels\n{one},red|blue\n{others[0]},red\n{others[1]},blue\n"
+        ),
+        "has the label 'blue,red' beside 'blue' and 'red'": (
+            f'file,labels\n{one},"blue,red"\n{others[0]},red\n{others[1]},blue\n'
+        ),
+        "has the label 'red blue' beside": f"file,labels\n{one},red blue;red;blue\n",
         "no training image has": f"file,labels\n{one},reed;blu\n",
     }
     for words, content in wrong.items():

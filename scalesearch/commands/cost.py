@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from scalesearch.checks import between, checked
+from scalesearch.text import plural
 from scalesearch.workspace import Directory
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _show(answer: Mapping[str, Any], out: Screen) -> None:
     out.table(f"{answer['name']} at {answer['resolution']} px", rows, columns)
     out.say(
         f"{answer['macs']:,} multiply-adds, {answer['params']:,} params, {answer['activations']:,} activations, "
-        f"{answer['blocks']} blocks, rounding {answer['rounding']}"
+        f"{plural(answer['blocks'], 'block')}, rounding {answer['rounding']}"
     )
     for line in uncounted_words(answer["uncounted"]):
         out.say(line)

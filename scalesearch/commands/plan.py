@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scalesearch.commands.run import COEFFICIENT_COLUMNS, GROUPS, Arguments
-from scalesearch.text import count, duration
+from scalesearch.text import count, duration, plural
 from scalesearch.workspace import DONE
 
 if TYPE_CHECKING:
@@ -42,8 +42,9 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
         with Session(settings.workspace, settings.executor, out) as session:
             seconds = estimated_seconds(plan, settings, session)
         out.say(
-            f"about {evaluations} trainings by search={settings.search.name} ({len(plan.candidates)} candidates and "
-            f"the 1x network); expected time on this machine: {duration(seconds)}"
+            f"about {plural(evaluations, 'training')} by search={settings.search.name} "
+            f"({plural(len(plan.candidates), 'candidate')} and the 1x network); "
+            f"expected time on this machine: {duration(seconds)}"
         )
         if (regret := settings.search.regret) is not None:
             once = seconds * (settings.seeds + len(plan.candidates)) / evaluations

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from scalesearch.checks import checked
-from scalesearch.text import count, metric_title, override, percent, typed
+from scalesearch.text import count, metric_title, override, percent, plural, typed
 from scalesearch.workspace import (
     ALL_FAILED,
     DONE,
@@ -88,7 +88,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     if answer is None:
         reasons = [outcome.reason for outcome in outcomes if outcome.result is None]
         out.warn(
-            f"every candidate failed ({len(reasons)} evaluations); the first: {reasons[0]}. "
+            f"every candidate failed ({plural(len(reasons), 'evaluation')}); the first: {reasons[0]}. "
             "When the cause is mended: scalesearch retry, with the same overrides"
         )
         out.answer({"study": settings.study, "chosen": None, "evaluations": counts(outcomes)})
@@ -155,7 +155,8 @@ def _show_decision(out: Screen, values: Mapping[str, Any]) -> None:
 
 def _show_counts(out: Screen, settings: StudySettings, counts: Mapping[str, int], files: str) -> None:
     """How many trainings there were, and where things are."""
-    out.say(f"{counts['trained']} evaluations trained, {counts['reused']} from the ledger, {counts['failed']} failed")
+    trained = plural(counts["trained"], "evaluation")
+    out.say(f"{trained} trained, {counts['reused']} from the ledger, {counts['failed']} failed")
     if counts["failed"]:
         out.say("`scalesearch retry` with the same overrides runs the failed ones again; `status` gives the reasons")
     out.say(f"{files}: {settings.directory}")

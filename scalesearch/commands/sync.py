@@ -8,6 +8,7 @@ from pydantic import Field
 
 from scalesearch.checks import checked
 from scalesearch.commands import status
+from scalesearch.text import plural
 from scalesearch.workspace import DONE, find_records
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     if directory.parent.name == "studies":
         show_in_optuna(Study(arguments.workspace, directory), out)
     sent = sync(uri=groups.tracking.uri, workspace=arguments.workspace, directory=directory, rebuild=arguments.rebuild)
-    out.say(f"{directory.name}: {sent} records sent to MLflow")
+    out.say(f"{directory.name}: {plural(sent, 'record')} sent to MLflow")
     return DONE
 
 
@@ -61,4 +62,4 @@ def show_in_optuna(study: Study, out: Screen) -> None:
         view.end(candidate, outcomes[name], reason=stopped.get(name, ""))
     if (lagging := view.close()) is not None:
         raise OSError(lagging)
-    out.say(f"{study.name}: {len(candidates)} candidates in Optuna's database")
+    out.say(f"{study.name}: {plural(len(candidates), 'candidate')} in Optuna's database")

@@ -73,7 +73,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     summary = (
         f"{network.name} at {network.resolution} px: "
         f"{count(counted.macs)} multiply-adds, {count(counted.params)} params\n"
-        f"data: {sizes.name}, {sizes.num_train} images for training and {sizes.num_val} for validation; "
+        f"data: {sizes.name}, {plural(sizes.num_train, 'image')} for training and {sizes.num_val} for validation; "
         f"{plural(groups.seeds, 'seed')}"
     )
     summary = "\n".join([summary, *seed_words(network)])
@@ -98,7 +98,9 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
         answer |= {chance.key: levels, "nothing_learnt": nothing}
         beside = {split: f"; {chance.words(value, split)}" for split, value in levels.items()}
         _show(answer, out, beside, metric_title(groups.recipe.metric or "accuracy"))
-        code = session.finish(outcomes, nothing and f"{nothing}. {remedy(groups.recipe, sizes.num_train)}")
+        if nothing is not None:
+            nothing = f"{nothing}. {remedy(groups.recipe, sizes.num_train, data.val_labels.numpy())}"
+        code = session.finish(outcomes, nothing)
         metrics = {name: answer[name] for name in ("macs", "params", "val_accuracy_mean")}
         metrics[chance.key] = levels.get("validation")
         metrics["test_accuracy"] = None if test is None else test["mean"]

@@ -14,10 +14,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from scalesearch.data.layout import ROLES, Layout, find_splits
+from scalesearch.data.layout import ROLES, Layout, alike, find_splits
 from scalesearch.data.pixels import SUFFIXES
 from scalesearch.data.walk import kind
-from scalesearch.text import near, plural, shown
+from scalesearch.text import listed, near, plural, shown
 
 TABLE = "labels.csv"
 Rows = list[tuple[Path, tuple[str, ...]]]
@@ -49,6 +49,8 @@ def read_labels(root: Path, roles: Mapping[str, Sequence[str]] = ROLES) -> Layou
             f"{shown(folders['train'] / TABLE)} has {plural(len(names), 'label')}; at least 2 are needed. For one "
             "label an image class folders are the form: train/<class>/<image>"
         )
+    _refuse_joined(folders["train"] / TABLE, numbers)
+    notes += alike(names, "labels")
     of_name = {name: index for index, name in enumerate(names)}
     files, labels_of = {}, {}
     for role, rows in tables.items():
@@ -98,6 +100,19 @@ def _read(table: Path) -> Rows:
     if not rows:
         raise ValueError(f"{shown(table)} names no image; it must have a line for each, such as one.png,cat;indoors")
     return sorted(rows.items())
+
+
+def _refuse_joined(table: Path, numbers: Mapping[str, int]) -> None:
+    """Raises: ValueError where a label is others with something else than a semicolon between them."""
+    for name in sorted(numbers):
+        for divider in (",", "|", "/", "+", "&", "\t", " "):
+            parts = [part.strip() for part in name.split(divider)]
+            if len(parts) > 1 and all(part in numbers for part in parts):
+                others = listed([f"'{shown(part)}'" for part in parts])
+                raise ValueError(
+                    f"{shown(table)} has the label '{shown(name)}' beside {others}: labels are divided by semicolons, "
+                    f"such as {shown(';'.join(parts))}; if it is one label, rename it"
+                )
 
 
 def _beside(folder: Path, rows: Rows) -> int:

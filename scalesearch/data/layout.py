@@ -54,7 +54,7 @@ def read_layout(root: Path, roles: Mapping[str, Sequence[str]] = ROLES) -> Layou
     if len(classes) < 2:
         raise ValueError(_too_few(folders["train"], classes, roles))
     refuse_mistaken(folders["train"], classes, roles)
-    notes += _alike(classes)
+    notes += alike(classes)
     present = {role: _present(folder, classes) for role, folder in folders.items()}
     found = walk([folders[role] / name for role, names in present.items() for name in names])
     files = {}
@@ -166,13 +166,13 @@ def _too_few(folder: Path, classes: Sequence[str], roles: Mapping[str, Sequence[
     return f"{shown(folder)} has 1 class folder, '{shown(classes[0])}'; at least 2 are needed{hint}"
 
 
-def _alike(classes: Sequence[str]) -> list[str]:
+def alike(classes: Sequence[str], kind: str = "classes") -> list[str]:
     """A word on classes whose names are one and the same on other systems, and to most readers."""
     same: dict[str, list[str]] = {}
     for name in classes:
         same.setdefault(" ".join(unicodedata.normalize("NFC", name).casefold().split()), []).append(f"'{shown(name)}'")
     pairs = [listed(names) for names in same.values() if len(names) > 1]
-    return [f"the names of the classes {'; '.join(pairs[:_NAMED])} are alike: they are trained as different ones"] * (
+    return [f"the names of the {kind} {'; '.join(pairs[:_NAMED])} are alike: they are trained as different ones"] * (
         len(pairs) > 0
     )
 

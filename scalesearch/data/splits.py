@@ -101,28 +101,47 @@ def _fill(chosen: NDArray[np.bool_], of: NDArray[Any], enough: NDArray[np.bool_]
 def class_notes(classes: Sequence[str], splits: Mapping[str, NDArray[Any]]) -> list[str]:
     """A sentence for each split that lacks classes, with some of these; `splits`: the labels of each, by its name.
 
-    Raises: ValueError where a split has images of one class alone: nothing can be learnt there, or measured.
+    Of several labels (N, K) also those that every image of a split has.
+    Raises: ValueError where a split has images of one class alone, or no label that some images have and others lack:
+        nothing can be learnt there, or measured.
     """
     counts = {name: class_counts(labels, len(classes)) for name, labels in splits.items()}
     total = np.sum(list(counts.values()), axis=0)
     notes = []
     for name, own in counts.items():
-        without = np.flatnonzero(own == 0)
-        if not len(without):
-            continue
-        names = [f"'{shown(classes[i])}' ({total[i]} in all)" for i in without[:_NAMED]]
-        more = [f"{len(without) - _NAMED} others"] if len(without) > _NAMED else []
-        some = listed([*names, *more])
-        have = len(classes) - len(without)
-        if have < 2:
+        several, num_images = splits[name].ndim == 2, len(splits[name])
+        without = np.flatnonzero(own == 0).tolist()
+        always = np.flatnonzero(own == num_images).tolist() if several else []
+        some = _some([f"'{shown(classes[i])}' ({total[i]} in all)" for i in without])
+        all_have = _some([f"'{shown(classes[i])}'" for i in always])
+        done = "learnt" if name == "training" else "measured"
+        if several and len(without) + len(always) == len(classes):
+            found = [f"all have {all_have}"] * bool(always) + [f"none has {some}"] * bool(without)
             raise ValueError(
-                f"the {name} images ({own.sum()}) are of {have} of the {len(classes)} classes; with fewer than 2 "
-                f"nothing can be {'learnt' if name == 'training' else 'measured'}. There are none of {some}. "
-                f"{_REMEDIES[name]}"
+                f"no label is on some of the {name} images ({num_images}) and not on others, so nothing can be {done}: "
+                f"{listed(found)}. {_REMEDIES[name]}"
             )
-        effect = "they cannot be learnt" if name == "training" else "their accuracy is not measured"
-        notes.append(f"{len(without)} of the {len(classes)} classes have no {name} image, so {effect}: {some}")
+        if not several and len(classes) - len(without) < 2:
+            raise ValueError(
+                f"the {name} images ({own.sum()}) are of {len(classes) - len(without)} of the {len(classes)} classes; "
+                f"with fewer than 2 nothing can be {done}. There are none of {some}. {_REMEDIES[name]}"
+            )
+        kind = "labels" if several else "classes"
+        if without:
+            has, they, their = ("has", "it", "its") if len(without) == 1 else ("have", "they", "their")
+            effect = f"{they} cannot be learnt" if name == "training" else f"{their} accuracy is not measured"
+            notes.append(f"{len(without)} of the {len(classes)} {kind} {has} no {name} image, so {effect}: {some}")
+        if always:
+            are, them = ("is", "it") if len(always) == 1 else ("are", "them")
+            effect = f"{are} on every {name} image, so nothing of {them} is {done}"
+            notes.append(f"{len(always)} of the {len(classes)} labels {effect}: {all_have}")
     return notes
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of these names; "" where there are none."""
+    more = [f"{len(names) - _NAMED} others"] if len(names) > _NAMED else []
+    return listed([*names[:_NAMED], *more]) if names else ""
 
 
 _NAMED = 5  # classes in a sentence

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from scalesearch.text import plural
+
 Numbers = NDArray[np.float64]
 Statistic = Callable[[Numbers, Numbers], Numbers]
 
@@ -141,7 +143,9 @@ def _estimate(
 ) -> Estimate:
     num_candidates = observed[0].shape[-1]
     if num_candidates < FEWEST:
-        return Estimate(None, None, None, f"{num_candidates} candidates; a rank correlation needs at least {FEWEST}")
+        return Estimate(
+            None, None, None, f"{plural(num_candidates, 'candidate')}; a rank correlation needs at least {FEWEST}"
+        )
     for numbers, name in zip(observed, names, strict=True):
         if len(np.unique(numbers)) == 1:
             return Estimate(None, None, None, f"the {name} is the same for all {num_candidates} candidates")

@@ -20,7 +20,7 @@ from scalesearch.network import Factory
 from scalesearch.search import Candidate
 from scalesearch.selection import Pairs
 from scalesearch.text import override, typed
-from scalesearch.training import ACCURACY, Result, named
+from scalesearch.training import Result, named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +103,6 @@ def judgement(
         | {"chosen": candidate.id == completed.choice}
         for index, candidate in enumerate(candidates)
     ]
-    metric = request.study.metric or ACCURACY
     first, lost = what_is_lost(completed.choice, finished)
     num_seeds = len({one.evaluation.seed for one in references})
     factor = int(request.factor) if request.factor.is_integer() else request.factor
@@ -125,11 +124,8 @@ def judgement(
             *("reproduce", "fidelity", f"study={request.study.name}"),
             override("workspace", str(request.study.workspace)),
             *(f"against={request.against}", f"factor={factor}", f"candidates={request.candidates}"),
-            *(
-                f"seeds={num_seeds}",
-                *([f"metric={metric}"] if ":" in metric else []),
-                *([f"baseline.factory={request.function}"] if request.function else []),
-            ),
+            f"seeds={num_seeds}",
+            *request.study.named_again,
         ),
     }
 

@@ -9,11 +9,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from scalesearch.model.blocks import BLOCKS, Block, Chain, Layer
-from scalesearch.model.factory import imported, make, make_on_meta, structure, trust, trusted, unchanged
+from scalesearch.model.factory import (
+    Imported,
+    imported,
+    make,
+    make_on_meta,
+    settings_kept,
+    structure,
+    trust,
+    trusted,
+    unchanged,
+)
 from scalesearch.model.failure import FactoryError
 from scalesearch.model.folding import folded
 from scalesearch.model.hidden import on_meta, unregistered
 from scalesearch.model.records import BatchNorm, Convolution, Layers, Linear
+from scalesearch.model.sources import sources, watched
 from scalesearch.model.timm_models import of_timm, own_resolution
 from scalesearch.network import DEFAULTS, AnyNetwork, Factory, Network, Place, Stage, where
 from scalesearch.text import near
@@ -25,6 +36,7 @@ __all__ = [
     "Chain",
     "Convolution",
     "FactoryError",
+    "Imported",
     "Layers",
     "Linear",
     "Model",
@@ -37,10 +49,13 @@ __all__ = [
     "layers",
     "of_timm",
     "own_resolution",
+    "settings_kept",
+    "sources",
     "trust",
     "trusted",
     "unchanged",
     "unregistered",
+    "watched",
 ]
 
 _WORDS = {"image": "feature maps", "tokens": "tokens", "pooled": "pooled features"}

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from scalesearch.model.failure import FactoryError, raised_at
@@ -33,18 +33,26 @@ from scalesearch.text import one_line
 from scalesearch.workspace import is_timm
 
 
-class _Trusted:
+class Imported:
     """A function that was imported, and what it was seen to import and to open: by its import and its first call."""
 
-    def __init__(self, made: Callable[..., nn.Module]) -> None:
+    def __init__(self, made: Callable[..., Any]) -> None:
         self.made = made
         self.loaded: set[str] = set()
         self.read: set[str] = set()
         self.called = False
         self.at_first: Sources | None = None
 
+    def first_call(self, loaded: set[str], read: set[str]) -> None:
+        """What its call was seen to import and to open; what it keeps from its first call on, it opens no more."""
+        if not self.called:
+            self.loaded |= loaded
+            self.read |= read
+            self.called = True
 
-_trusted: dict[str, _Trusted] = {}
+
+_trusted: dict[str, Imported] = {}
+_by_module: dict[str, tuple[set[str], set[str]]] = {}  # of the first import of each, as there is no second
 
 
 def trust(function: str, made: Callable[..., nn.Module] | None = None) -> None:
@@ -56,17 +64,12 @@ def trust(function: str, made: Callable[..., nn.Module] | None = None) -> None:
     if made is None and is_timm(function):
         made = None if function in _trusted else maker(function)
     if made is not None:
-        _trusted[function] = _Trusted(made)
-    if function in _trusted:
-        return
-    loaded, read = set[str](), set[str]()
-    with watched(loaded, read):
-        found = imported(function, "baseline.factory")
-    _trusted[function] = _Trusted(found)
-    _trusted[function].loaded, _trusted[function].read = loaded, read
+        _trusted[function] = Imported(made)
+    if function not in _trusted:
+        _trusted[function] = imported(function, "baseline.factory")
 
 
-def imported(function: str, key: str) -> Callable[..., Any]:
+def imported(function: str, key: str) -> Imported:
     """The function "package.module:name", which the user has named as `key`; the working directory is looked in last.
 
     Raises: ValueError: it cannot be imported, or is no function.
@@ -75,8 +78,10 @@ def imported(function: str, key: str) -> Callable[..., Any]:
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)
+    known = sys.modules.get(module_name)
+    loaded, read = set[str](), set[str]()
     try:
-        with _settings_kept():
+        with settings_kept(), watched(loaded, read):
             module = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(
@@ -88,7 +93,13 @@ def imported(function: str, key: str) -> Callable[..., Any]:
     found = getattr(module, name, None)
     if not callable(found):
         raise ValueError(f"{key} is {function!r}, but {module_name} has no function {name!r}")
-    return found  # type: ignore[no-any-return]
+    if module is not known:
+        _by_module[module_name] = loaded, read
+    made = Imported(found)
+    seen_loaded, seen_read = _by_module.get(module_name, (set(), set()))
+    made.loaded |= seen_loaded
+    made.read |= seen_read
+    return made
 
 
 def trusted(function: str) -> bool:
@@ -106,7 +117,7 @@ def make(network: Factory) -> nn.Module:
             f"not run. Name it yourself: baseline.factory={network.function}"
         )
     try:
-        with _settings_kept():
+        with settings_kept():
             module: Any = _trusted[network.function].made(
                 depth=network.depth,
                 width=network.width,
@@ -125,11 +136,18 @@ def make(network: Factory) -> nn.Module:
         )
     if any(is_lazy(weight) for weight in (*module.parameters(), *module.buffers())):
         _materialise(module, network)
+    kept = module.state_dict()
+    if (name := next((name for name, value in kept.items() if not isinstance(value, Tensor)), None)) is not None:
+        raise FactoryError.that(
+            network,
+            f"its network keeps {name}, a {type(kept[name]).__name__}, beside its weights; a file of weights holds "
+            "tensors alone: make it one, with self.register_buffer(name, tensor), or leave it out of the state",
+        )
     return module
 
 
 @contextmanager
-def _settings_kept() -> Iterator[None]:
+def settings_kept() -> Iterator[None]:
     """What code of the user's sets for all of torch is set back: other networks are made and trained here as well."""
     dtype, threads, grad, here = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), Path.cwd()
     try:
@@ -187,10 +205,7 @@ def structure(network: Factory) -> str:
         if others_values:
             fixed = fixed_weights(values_of, _made_with_seed(network, 1))
     seen = _trusted[network.function]
-    if not seen.called:  # what it keeps from its first call on, it opens no more
-        seen.loaded |= loaded
-        seen.read |= read
-        seen.called = True
+    seen.first_call(loaded, read)
     reached = sources(network.function, seen.made, seen.loaded | loaded, seen.read | read)
     own = _own_source(seen.made)
     values = _shown(module) | {"source": own}

@@ -50,7 +50,8 @@ def plan_words(setting: Setting, outlook: Mapping[str, Any]) -> list[str]:
     """How many trainings, and where it was estimated how long they take."""
     sizes = describe(setting.data)
     words = [
-        f"{outlook['trainings']} trainings ({setting.seeds} seeds each) on {sizes.num_train} images of {sizes.name}; "
+        f"{plural(outlook['trainings'], 'training')} ({plural(setting.seeds, 'seed')} each) on "
+        f"{plural(sizes.num_train, 'image')} of {sizes.name}; "
         "those that the ledger has are not repeated"
     ]
     if (few := few_steps(setting.recipe, sizes.num_train)) is not None:

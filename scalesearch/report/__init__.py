@@ -14,7 +14,7 @@ from scalesearch.ledger import write_atomic
 from scalesearch.registry import Registry
 from scalesearch.report.facts import Facts, read
 from scalesearch.report.references import Reference
-from scalesearch.text import level, metric_title, percent
+from scalesearch.text import level, metric_title, percent, plural
 from scalesearch.training import ACCURACY
 
 __all__ = ["QUESTIONS", "Facts", "Reference", "answers", "markdown", "ordered", "read", "write"]
@@ -47,7 +47,7 @@ def markdown(answers: Mapping[str, Mapping[str, Any]]) -> str:
     }[about["rule"]]
     paragraphs = [
         f"# {about['study']}",
-        f"Accuracies are means over {about['seeds']} seeds at most, in percent of the validation images, and "
+        f"Accuracies are means over {plural(about['seeds'], 'seed')} at most, in percent of the validation images, and "
         f"differences points of that. Intervals are at {level(about['confidence'])}, over seeds and images. Chosen was "
         f"{rule}. `scalesearch report study={about['study']}` writes this anew.",
     ]

@@ -176,12 +176,32 @@ def unlearnt_words(
     )
 
 
-def remedy(recipe: Recipe, num_train: int) -> str:
-    """What to try where nothing was learnt, in one sentence."""
-    few = few_steps(recipe, num_train)
-    if few is not None:
-        return few[0].upper() + few[1:]
+def remedy(recipe: Recipe, num_train: int, labels: np.ndarray[Any, Any]) -> str:
+    """What to try where nothing was learnt, in a sentence or two; labels: of the validation images, (N,) or (N, K)."""
+    tried = few_steps(recipe, num_train) or _usual_remedy(recipe)
+    return ". ".join([tried[0].upper() + tried[1:], *_against_imbalance(recipe, labels)])
+
+
+def _usual_remedy(recipe: Recipe) -> str:
     return (
         f"Check the labels; raise recipe.epochs (now {recipe.epochs:g}) or data.num_train, try another "
         f"recipe.learning_rate (now {recipe.learning_rate:g}); a small gain is shown by more images in data.num_val"
     )
+
+
+def _against_imbalance(recipe: Recipe, labels: np.ndarray[Any, Any]) -> list[str]:
+    """What to try where classes, or an image's having a label and not having it, are unequally frequent."""
+    classes = labels.T if labels.ndim == 2 else labels[None]
+    shares = [np.unique(one, return_counts=True)[1] / len(labels) for one in classes]
+    share = max(float(one.max()) for one in shares)
+    # A quarter more than its part, and more than chance draws, at three deviations.
+    part = 1 / max(2, max(len(one) for one in shares))
+    if share <= 1.25 * part or share <= part + 3 * math.sqrt(part * (1 - part) / len(labels)):
+        return []
+    words = []
+    if recipe.class_weights is None:
+        words.append("recipe.class_weights=balanced lets each class count as much as every other in training")
+    if recipe.metric is None:
+        words.append("metric=balanced_accuracy or metric=auroc does so where networks are compared")
+    what = "images that have a label and those that do not" if labels.ndim == 2 else "the classes"
+    return [f"As {what} are unequally frequent ({percent(share)} %): {'; '.join(words)}"] if words else []

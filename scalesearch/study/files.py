@@ -23,9 +23,9 @@ from scalesearch.network import AnyNetwork, from_table
 from scalesearch.scaling import Coefficients, Rounding, scale
 from scalesearch.search import BASELINE, Candidate, Plan, TrialResult, possible
 from scalesearch.study.settings import StudySettings, decisive_settings
-from scalesearch.text import hide_password, one_line
+from scalesearch.text import hide_password, one_line, override
 from scalesearch.training import Recipe, Result, named
-from scalesearch.workspace import find_study
+from scalesearch.workspace import find_study, is_timm
 
 Json = dict[str, Any]
 
@@ -275,6 +275,14 @@ class Study:
     def first_keys(self) -> dict[str, str]:
         """Candidate to the key of its training with seed 0 and the whole recipe."""
         return {row["candidate"]: row["key"] for row in self.evaluations if row["seed"] == 0 and "epochs" not in row}
+
+    @property
+    def named_again(self) -> list[str]:
+        """The words of a command on it that name functions of the user's: what its file names is not run."""
+        with self._undamaged():
+            factory, metric = self.values["baseline"].get("factory"), self.metric
+        words = [] if factory is None or is_timm(str(factory)) else [override("baseline.factory", factory)]
+        return words + ([override("metric", metric)] if ":" in (metric or "") else [])
 
     def trained(self, name: str) -> TrainedCandidate:
         """A candidate, "baseline" for the 1x network or "chosen" for the answer, with its weights of seed 0.

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import math
 import re
+import warnings
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scalesearch.model import imported
+from scalesearch.model import Imported, imported, settings_kept, sources, watched
 from scalesearch.text import near, raised
 
 Scores = NDArray[np.float64]
@@ -103,7 +105,7 @@ def score(metric: str, scores: Scores, targets: Targets) -> Scored:
         value_of, parts = METRICS[metric]
         by_image = parts(scores, targets)
     else:
-        value_of = _checked(metric, function(metric))
+        value_of = _checked(metric)
         by_image = jackknife(value_of, scores, targets)
     if metric == "auroc":  # ranks do not change with the targets, and take the time
         ranks = np.stack([_ranks(column) for column in scores.T], axis=1)
@@ -225,17 +227,8 @@ def jackknife(value_of: Function, scores: Scores, targets: Targets) -> NDArray[n
     return np.asarray(parts + (whole - parts.mean()))
 
 
-_trusted: dict[str, Function] = {}
-
-
-def function(metric: str) -> Function:
-    """The function of "module:function". Raises: ValueError: only a file names it (`trust`)."""
-    if metric not in _trusted:
-        raise ValueError(
-            f"the metric is {metric}; only a file of a study says so, and what a file names is not run. Give the "
-            f"study's `scalesearch run` command with metric={metric}"
-        )
-    return _trusted[metric]
+_trusted: dict[str, Imported] = {}
+_digests: dict[str, str] = {}  # of what was imported, which an edit of a file does not change
 
 
 def trust(metric: str) -> None:
@@ -245,40 +238,111 @@ def trust(metric: str) -> None:
     """
     if metric not in _trusted:
         _trusted[metric] = imported(metric, "recipe.metric")
+        _digests.pop(metric, None)
 
 
-def source(metric: str) -> str | None:
-    """The SHA-256 of the file in which the function of "module:function" stands; None of a metric of ours."""
-    if ":" not in metric:
+def source(metric: str | None, num_classes: int) -> str | None:
+    """A digest of all that the function of "module:function" depends on, as a network's key has it; None of ours.
+
+    The modules of the user's that it reaches, versions of packages, files that it was seen to open and variables of
+    the environment. numpy, whose arrays every metric is given, has no part, as in the metrics of ours.
+    Raises: ValueError: only a file names it (`trust`).
+    """
+    if metric is None or ":" not in metric:
         return None
-    file = inspect.getsourcefile(inspect.unwrap(function(metric)))
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+    found = _function(metric)
+    if metric not in _digests:
+        loaded, read = set[str](), set[str]()
+        with watched(loaded, read):
+            _call_once(found.made, num_classes)
+        found.first_call(loaded, read)
+        reached = sources(metric, found.made, found.loaded, found.read)
+        files = sorted(set(reached.modules.values()))
+        packages = {name: version for name, version in reached.packages.items() if name != "numpy"}
+        beside = {"packages": packages, "files": reached.files, "environment": reached.environment}
+        values = {"modules": reached.modules} | {key: more for key, more in beside.items() if more}
+        alone = len(files) == 1 and len(values) == 1  # of a function of one file the first keys have that file's
+        _digests[metric] = files[0] if alone else hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    return _digests[metric]
+
+
+def _call_once(made: Function, num_classes: int) -> None:
+    """See what files a call opens; what it comes to, `check_function` says, with the labels of the data."""
+    scores = np.random.default_rng(0).dirichlet(np.ones(num_classes), 4 * num_classes)
+    classes = np.arange(4 * num_classes) % num_classes
+    for targets in (classes, np.eye(num_classes, dtype=np.uint8)[classes]):
+        with suppress(Exception, SystemExit):
+            _called(made, scores, targets)
 
 
 def check_function(metric: str | None, targets: Targets, num_classes: int) -> None:
     """Call a function of the user's with scores by chance for these targets, so that it fails before a training does.
 
-    Raises: ValueError: it raises, or returns no number from -1 to 1.
+    Raises: ValueError: it raises, or returns no number from -1 to 1, or another one for the same scores.
     """
-    if metric is not None and ":" in metric:
-        scores = np.random.default_rng(0).dirichlet(np.ones(num_classes), len(targets))
-        _checked(metric, function(metric))(scores, targets)
+    if metric is None or ":" not in metric:
+        return
+    scores = np.random.default_rng(0).dirichlet(np.ones(num_classes), len(targets))
+    value_of = _checked(metric)
+    first, second = value_of(scores, targets), value_of(scores, targets)
+    if abs(first - second) > _ROUNDING:
+        raise ValueError(
+            f"recipe.metric is {metric!r}, which returned {first:.6g} and then {second:.6g} for the same scores and "
+            "targets; it must not depend on chance, nor keep anything of the calls before it: give a seed to whatever "
+            "draws, and begin anew in each call"
+        )
 
 
-def _checked(metric: str, found: Function) -> Function:
+def _function(metric: str) -> Imported:
+    """What "module:function" names. Raises: ValueError: only a file names it (`trust`)."""
+    if metric not in _trusted:
+        raise ValueError(
+            f"the metric is {metric}; only a file of a study says so, and what a file names is not run. Give the "
+            f"study's `scalesearch run` command with metric={metric}"
+        )
+    return _trusted[metric]
+
+
+def _checked(metric: str) -> Function:
+    """The function, of whose value it is made sure; what it does to its arguments or to torch reaches nobody else."""
+    made = _function(metric).made
+
     def value_of(scores: Scores, targets: Targets) -> float:
         try:
-            value = float(found(scores, targets))
-        except Exception as error:
+            found = _called(made, scores, targets)
+        except (Exception, SystemExit) as error:
             raise ValueError(
                 f"recipe.metric is {metric!r}, which raised {raised(error)} for scores {scores.shape} and targets "
                 f"{targets.shape}; it must return a number from -1 to 1, the higher the better"
             ) from error
+        value = _number(found)
         if not -1 <= value <= 1:  # nan is not either
+            is_number = isinstance(found, float | np.number) or not math.isnan(value)
+            what = value if is_number else found if isinstance(found, str | bool) else f"a {type(found).__name__}"
             raise ValueError(
-                f"recipe.metric is {metric!r}, which returned {value}; it must be a number from -1 to 1, the higher "
+                f"recipe.metric is {metric!r}, which returned {what}; it must be a number from -1 to 1, the higher "
                 "the better"
             )
         return value
 
     return value_of
+
+
+def _called(made: Callable[..., Any], scores: Scores, targets: Targets) -> Any:
+    """What it returns for arrays of its own."""
+    with settings_kept():
+        found = made(scores.copy(), targets.copy())
+    if inspect.iscoroutine(found):  # which is no number, and would warn that nobody waits for it
+        found.close()
+    return found
+
+
+def _number(found: Any) -> float:
+    """A number of Python's, numpy's or torch's; nan where it is none."""
+    if isinstance(found, str | bool):
+        return math.nan
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of a tensor with a gradient, an array of one element
+            return float(found)
+    except (TypeError, ValueError, RuntimeError):  # the latter: a tensor of several numbers
+        return math.nan

@@ -88,7 +88,8 @@ def _recipe(specification: dict[str, Any]) -> Recipe:
     recipe = Recipe(**specification["recipe"])
     if ":" in (recipe.metric or ""):
         trust_metric(str(recipe.metric))  # the user has named it to the driver
-        if "metric_source" in specification and source(str(recipe.metric)) != specification["metric_source"]:
+        wanted, num_classes = specification.get("metric_source"), specification["network"]["num_classes"]
+        if wanted is not None and source(recipe.metric, num_classes) != wanted:
             raise ValueError(
                 f"the function {recipe.metric} was changed since the command began, or is another one for this worker; "
                 "give the same command again"

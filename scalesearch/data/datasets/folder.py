@@ -24,7 +24,7 @@ from scalesearch.data.pixels import decoding, read, why_not
 from scalesearch.data.room import refuse_too_large, too_large
 from scalesearch.data.spec import DataSpec, Log, Source, Split
 from scalesearch.data.splits import cut_test
-from scalesearch.text import shown
+from scalesearch.text import plural, shown
 
 Files = list[tuple[Path, int]]  # with the label of each
 
@@ -91,17 +91,19 @@ def _cut(spec: DataSpec, layout: Layout, found: Mapping[str, Files]) -> tuple[di
     name = {role: f"{shown(path.name)}/" for role, path in layout.folders.items()}
     if val:
         used = min(spec.num_val, len(val))
-        part = f"the {used}" if used == len(val) else f"{used} of the {len(val)} (data.num_val)"
-        summary = f"validation: {part} images of {name['val']}"
+        part = f"the {plural(used, 'image')}" if used == len(val) else f"{used} of the {len(val)} (data.num_val) images"
+        summary = f"validation: {part} of {name['val']}"
     else:
-        summary = f"validation: {spec.num_val} images cut from {name['train']} (data.num_val)"
+        summary = f"validation: {plural(spec.num_val, 'image')} cut from {name['train']} (data.num_val)"
     if "test" in found:
         test = found["test"]
-        summary += f"; test: the {len(test)} images of {name['test']}"
+        summary += f"; test: the {plural(len(test), 'image')} of {name['test']}"
     else:
         first, last = cut_test(np.array([label for _, label in train]), seed=spec.split_seed)
         train, test = [train[i] for i in first], [train[i] for i in last]
-        summary += f"; test: {len(test)} images cut from {name['train']}, a fifth, as there is no folder for it"
+        summary += (
+            f"; test: {plural(len(test), 'image')} cut from {name['train']}, a fifth, as there is no folder for it"
+        )
     return {"train": train + val, "test": test}, summary
 
 

@@ -8,6 +8,7 @@ from dataclasses import astuple
 
 from scalesearch.report.facts import Facts
 from scalesearch.report.questions import Values, grid_steps, scaled
+from scalesearch.text import plural
 
 ORDER = 3
 TITLE = "Are the neighbours different networks?"
@@ -35,13 +36,16 @@ def answer(facts: Facts) -> Values:
 
 def words(values: Values) -> list[str]:
     triples, networks = values["triples"], values["networks"]
-    if triples == networks:
+    if triples == 1:
+        paragraphs = ["One triple met the constraints, which is one network."]
+    elif triples == networks:
         paragraphs = [f"Yes: the {triples} triples that met the constraints are {networks} different networks."]
     else:
         paragraphs = [
-            f"Not all: the {triples} triples that met the constraints are {networks} different networks. Of the "
-            f"{values['adjacent']} pairs of them that lie next to one another on the grid, {values['adjacent_same']} "
-            "are the same network."
+            f"Not all: the {triples} triples that met the constraints are {plural(networks, 'different network')}. Of "
+            f"{plural(values['adjacent'], 'pair')} of them that {'lies' if values['adjacent'] == 1 else 'lie'} next to "
+            f"one another on the grid, {values['adjacent_same']} {'is' if values['adjacent_same'] == 1 else 'are'} the "
+            "same network."
         ]
     if len(values["best_triples"]) > 1:
         paragraphs.append(f"The best, {values['best']}, is all of {_listed(values['best_triples'])}.")

@@ -21,11 +21,12 @@ def answer(facts: Facts) -> Values:
     """The rows of fidelity.json, and the commands for what it lacks."""
     rows = list(facts.study.fidelity)
     workspace = str(facts.study.workspace)
-    place = [] if workspace == "workspace" else [override("workspace", workspace)]
+    words = [] if workspace == "workspace" else [override("workspace", workspace)]
+    words += facts.study.named_again
     return {
         "rows": rows,
         "missing": {
-            name: typed("reproduce", "fidelity", f"study={facts.study.name}", f"against={name}", *place)
+            name: typed("reproduce", "fidelity", f"study={facts.study.name}", f"against={name}", *words)
             for name in AGAINST
             if name not in {row["against"] for row in rows}
         },
