@@ -33,7 +33,7 @@ from scalesearch.probing import proxied, with_grain
 from scalesearch.scaling import Proxy, Rounding
 from scalesearch.search import STRATEGIES, Grid, Strategy
 from scalesearch.text import near, one_line, plural
-from scalesearch.training import ACCURACY, Recipe, metrics
+from scalesearch.training import ACCURACY, Recipe, check_values, metrics
 from scalesearch.workspace import is_timm
 
 METRIC = Literal["macs", "params", "memory", "training_memory", "latency_ms", "activations", "train_seconds"]
@@ -253,9 +253,11 @@ def fitted(baseline: AnyNetwork, proxy: Proxy, rounding: Rounding, data: Descrip
     network = dataclasses.replace(baseline, in_channels=data.in_channels, num_classes=data.num_classes)
     try:
         made = proxied(network, proxy, rounding)
-        return made.network, made.rounding
     except ValueError as error:
         raise ValueError(f"the proxy of baseline {baseline.name!r} cannot be built: {error}") from None
+    if isinstance(made.network, Factory):
+        check_values(made.network)
+    return made.network, made.rounding
 
 
 def network_of(group: Mapping[str, Any], *, trusted: bool, name: str | None = None) -> AnyNetwork:

@@ -114,6 +114,18 @@ FAULTS = {
     "a batch of one size": ("", "net = Through(net, lambda net, x: net(x).view(64, num_classes))"),
     "batch norm of one value": ("", "net[-1] = nn.Sequential(nn.Unflatten(1, (1, -1)), nn.BatchNorm2d(1))"),
     "an embedding": ("", "net.insert(0, nn.Embedding(8, 3))"),
+    "dropout when it is evaluated": ("", "net = Through(net, lambda net, x: F.dropout(net(x), 0.5))"),
+    "a softmax over images": ("", "net = Through(net, lambda net, x: net(x) * (9 * net(x)).softmax(0))"),
+    "less the mean over images": ("", "net = Through(net, lambda net, x: net(x) - net(x).mean(0))"),
+    "a drawn mask that is no buffer": (
+        "",
+        "mask = torch.rand(num_classes); net = Through(net, lambda net, x: net(x) * mask)",
+    ),
+    "a count of its calls": (
+        "",
+        "count = []; net = Through(net, lambda net, x: (count.append(1), net(x) * len(count))[1])",
+    ),
+    "an earlier network": ("", "calls.append(net); net = calls[0]"),
     "in a list": ("", "hidden = [net]; net = Through(nn.Identity(), lambda net, x: hidden[0](x))"),
 }
 
@@ -137,7 +149,7 @@ ODDITIES = {
         "",
         "net = Through(net, lambda net, x: net(x.contiguous(memory_format=torch.channels_last)))",
     ),
-    "noise": ("", "net = Through(net, lambda net, x: net(x + 0.01 * torch.randn_like(x)))"),
+    "noise": ("", "net = Through(net, lambda net, x: net(x + 0.01 * net.training * torch.randn_like(x)))"),
     "half of the images' size": ("", "net = Through(net, lambda net, x: net(F.interpolate(x, scale_factor=0.5)))"),
     "a check of the size": ("assert resolution % 4 == 0", ""),
     "keywords": ("", "net.note = {'a': [1, 2], 'b': object}"),
