@@ -52,7 +52,7 @@ def search_and_scale(settings: StudySettings, session: Session) -> tuple[list[Tr
     init = session.initial_weights(settings.init, (settings.baseline, networks[0]), networks)
     with session:
         data = session.data(settings.data)
-        check_function(settings.recipe.metric, data.val_labels.numpy(), data.description.num_classes)
+        check_function(settings.recipe.metric, data, test=True)
         study = Study.begin(settings, plan, data, init)
         with _log(settings, session, plan, data, init) as log:
             session.forget_failures(one for _, one in possible_of(settings, plan, data, init))

@@ -19,7 +19,7 @@ from test_factory_sources import REACHED, forget
 from tiny import TINY, changed
 
 from scalesearch.evaluation import Evaluation
-from scalesearch.training import check_function, metrics
+from scalesearch.training import metrics
 from scalesearch.workspace import DONE
 
 place = learning.place
@@ -73,15 +73,22 @@ def metric(scores, targets):
 REFUSED = {
     "keeps its calls": ("metric = Counts()", "and then"),
     "draws": ("def metric(scores, targets): return np.random.rand()", "it must not depend on chance"),
-    "a class": ("class metric:\n    def __init__(self, scores, targets): pass", "which returned a metric; it must be"),
-    "nothing": ("def metric(scores, targets): pass", "which returned a NoneType; it must be a number from -1 to 1"),
-    "words": ("def metric(scores, targets): return '0.5'", "which returned 0.5; it must be a number"),
+    "a class": ("class metric:\n    def __init__(self, scores, targets): pass", "which returned a metric for scores"),
+    "nothing": (
+        "def metric(scores, targets): pass",
+        "which returned a NoneType for scores (60, 3); it must be a number from -1 to 1",
+    ),
+    "words": ("def metric(scores, targets): return '0.5'", "which returned 0.5 for scores"),
     "a generator": ("def metric(scores, targets): yield 1", "which returned a generator"),
     "a coroutine": ("async def metric(scores, targets): return 1", "which returned a coroutine"),
     "two numbers": ("def metric(scores, targets): return torch.zeros(2)", "which returned a Tensor"),
     "a number for each": ("def metric(scores, targets): return scores.argmax(1) == targets", "returned a ndarray"),
-    "true": ("def metric(scores, targets): return True", "which returned True; it must be a number"),
+    "true": ("def metric(scores, targets): return True", "which returned True for scores"),
     "nan": ("def metric(scores, targets): return float('nan')", "which returned nan"),
+    "nothing of a class without images": (
+        "def metric(scores, targets): return 0.5 if (targets == 2).sum() == 20 else float('nan')",
+        "nan for scores (59, 3); it must be a number from -1 to 1, the higher the better. It is also called for parts",
+    ),
     "in percent": ("def metric(scores, targets): return 97.5", "which returned 97.5"),
     "complex": ("def metric(scores, targets): return 1j", "which returned a complex"),
     "ends the program": (
@@ -124,7 +131,7 @@ def test_all_that_can_be_called_is_a_metric(name: str, here: Path) -> None:
     scores, targets = chance.dirichlet(np.ones(3), 60), chance.integers(0, 3, 60)
     given = scores.copy(), targets.copy()
     before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), Path.cwd()
-    check_function("mine_called:metric", targets, 3)
+    metrics.check_targets("mine_called:metric", targets, 3)
     scored = metrics.score("mine_called:metric", scores, targets)
     assert scored.value == pytest.approx(_recall(scores, targets), abs=1e-6)
     shuffles = np.random.default_rng(0)
@@ -143,7 +150,7 @@ def test_what_is_no_metric_is_refused(name: str, here: Path) -> None:
     def tried() -> None:
         metrics.trust("mine_refused:metric")
         assert metrics.source("mine_refused:metric", 3)  # a key may be made before it is checked
-        check_function("mine_refused:metric", np.arange(60) % 3, 3)
+        metrics.check_targets("mine_refused:metric", np.arange(60) % 3, 3)
 
     with pytest.raises(ValueError, match=r"recipe\.metric is 'mine_refused:metric'") as refused:
         tried()

@@ -280,7 +280,7 @@ def test_a_function_that_fails_is_refused_before_anything_is_trained(
 ) -> None:
     for wrong, words in (
         (f"{mine}:raises", "which raised KeyError"),
-        (f"{mine}:outside", "which returned 7.0; it must be a number from -1 to 1"),
+        (f"{mine}:outside", "which returned 7.0 for scores (400, 2); it must be a number from -1 to 1"),
         (f"{mine}:nothing", "has no function 'nothing'"),
         ("no_such_module:f", "cannot be imported"),
     ):

@@ -67,7 +67,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     data, counted = session.data(groups.data), cost(network)
     sizes = data.description
     check_average(groups.recipe, sizes.num_train)
-    check_function(groups.recipe.metric, data.val_labels.numpy(), sizes.num_classes)
+    check_function(groups.recipe.metric, data, test=arguments.test)
     evaluations = [Evaluation(network, groups.recipe, data.fingerprint, seed, init) for seed in range(groups.seeds)]
     session.directory = training_directory(arguments.workspace, network.name, evaluations[0].key)
     summary = (

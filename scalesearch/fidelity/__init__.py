@@ -43,7 +43,7 @@ def run(request: FidelityRequest, session: Session) -> int:
                 f"trained on (fingerprint {data.fingerprint[:12]}, then {completed.fingerprint[:12]}), so nothing can "
                 "be compared; bring them back, or begin a new study: scalesearch run"
             )
-        check_function(completed.settings.recipe.metric, data.val_labels.numpy(), data.description.num_classes)
+        check_function(completed.settings.recipe.metric, data)
         with _log(request, completed, session) as log:
             return _compare(request, completed, references, session, log)
 

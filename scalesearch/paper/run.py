@@ -39,7 +39,7 @@ def run(request: ExperimentRequest, session: Session) -> int:
     if setting is not None:
         for spec in dict.fromkeys(point.data for point in points):
             data = session.data(spec)
-            check_function(metric, data.val_labels.numpy(), data.description.num_classes)
+            check_function(metric, data)
     with session, _log(request, setting, session) as log:
         if computed is not None:
             session.conclude(log, DONE, metrics={}, files=_conclude(request, computed, [], out, []))

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from scalesearch.data import Data
 from scalesearch.model import Imported, imported, settings_kept, sources, watched
 from scalesearch.text import near, raised
 
@@ -275,13 +276,23 @@ def _call_once(made: Function, num_classes: int) -> None:
             _called(made, scores, targets)
 
 
-def check_function(metric: str | None, targets: Targets, num_classes: int) -> None:
-    """Call a function of the user's with scores by chance for these targets, so that it fails before a training does.
+def check_function(metric: str | None, data: Data, *, test: bool = False) -> None:
+    """Call a function of the user's for the labels of the validation images, and of the `test` images if it will be, so
+    that it fails before a training does.
 
-    Raises: ValueError: it raises, or returns no number from -1 to 1, or another one for the same scores.
+    Raises: ValueError, as `check_targets`.
     """
     if metric is None or ":" not in metric:
         return
+    for labels in (data.val_labels, *((data.test_labels(),) if test else ())):
+        check_targets(metric, labels.numpy(), data.description.num_classes)
+
+
+def check_targets(metric: str, targets: Targets, num_classes: int) -> None:
+    """Call a function of the user's with scores by chance for these targets, as a training does.
+
+    Raises: ValueError: it raises, or returns no number from -1 to 1, or another one for the same scores.
+    """
     scores = np.random.default_rng(0).dirichlet(np.ones(num_classes), len(targets))
     value_of = _checked(metric)
     first, second = value_of(scores, targets), value_of(scores, targets)
@@ -291,6 +302,13 @@ def check_function(metric: str | None, targets: Targets, num_classes: int) -> No
             "targets; it must not depend on chance, nor keep anything of the calls before it: give a seed to whatever "
             "draws, and begin anew in each call"
         )
+    try:
+        score(metric, scores, targets)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. It is also called for parts of the images, from which the intervals come: let it return a "
+            "number, such as 0, where a class has no image"
+        ) from None
 
 
 def _function(metric: str) -> Imported:
@@ -320,8 +338,8 @@ def _checked(metric: str) -> Function:
             is_number = isinstance(found, float | np.number) or not math.isnan(value)
             what = value if is_number else found if isinstance(found, str | bool) else f"a {type(found).__name__}"
             raise ValueError(
-                f"recipe.metric is {metric!r}, which returned {what}; it must be a number from -1 to 1, the higher "
-                "the better"
+                f"recipe.metric is {metric!r}, which returned {what} for scores {scores.shape}; it must be a number "
+                "from -1 to 1, the higher the better"
             )
         return value
 
