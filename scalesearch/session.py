@@ -114,7 +114,7 @@ class Session:
             if record is not None and record["state"] == "failed":
                 self.ledger.remove(key)
                 forgotten += 1
-        self.out.say(f"run again: {plural(forgotten, 'failed training')}")
+        self.out.say(f"{plural(forgotten, 'failed training')} {'is' if forgotten == 1 else 'are'} run again")
 
     def tracker(self) -> Tracker:
         """The writer of this command's records for MLflow, kept in its directory, which is locked."""

@@ -162,7 +162,7 @@ def test_a_failure_is_kept_until_it_is_retried(user: User) -> None:
     before = record.stat().st_mtime_ns
     assert user.asks("train", *diverging).code == 4
     assert record.stat().st_mtime_ns == before
-    assert "1 failed trainings are run again" in user.asks("train", *diverging, "retry=true").error
+    assert "1 failed training is run again" in user.asks("train", *diverging, "retry=true").error
     assert record.stat().st_mtime_ns != before
 
 
