@@ -231,7 +231,7 @@ def test_a_search_on_a_function_goes_from_the_plan_to_the_family(
     assert again["evaluations"] == {"trained": 0, "reused": planned["evaluations"], "failed": 0}
     assert again["chosen"] == first["chosen"]
     commands = printed_commands(answered(["report"], capsys))
-    assert len(commands) > 3
+    assert len(commands) >= 3
     assert all(f"baseline.factory={module}:make" in one for one in commands), commands
 
 
