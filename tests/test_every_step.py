@@ -23,8 +23,8 @@ HERE = Path(__file__).parent
     ("first", "stride", "words"),
     [
         (20, 75, "tracking=none"),
-        pytest.param(1, 1, "tracking=none", marks=pytest.mark.slow),
-        pytest.param(1, 7, "tracking=mlflow", marks=pytest.mark.slow),
+        pytest.param(1, 3, "tracking=none", marks=pytest.mark.slow),
+        pytest.param(2, 15, "tracking=mlflow", marks=pytest.mark.slow),
     ],
 )
 def test_a_fault_at_any_step_of_the_file_system_leaves_what_the_same_command_completes(
