@@ -14,7 +14,7 @@ test: install ## all that a change can break, with a worker a core
 test-all: install ## and what takes long: kill loops, every experiment
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --durations 30 -m ""
 
-bench: install ## every benchmark, one after the other: an hour or two on two cores
+bench: install ## every benchmark, one after the other: some hours on two cores
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 check: install ## format, lint, types

@@ -69,11 +69,10 @@ def seconds(number: int, workspace: Path, tracking: str) -> float:
     settings = StudySettings.of(Groups(plain(compose.composed("run", *given))))
     plan, _ = planned(settings, measured=False)
     plan = plan._replace(candidates=plan.candidates[:CANDIDATES])
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        out = Screen(as_json=False)
-    session = Session(workspace, settings.executor, out, settings.directory, False, settings.tracking)
+    session = Session(workspace, settings.executor, Screen(as_json=False), settings.directory, False, settings.tracking)
     session._workers = Instant()
-    with session:
+    unseen = io.StringIO()
+    with contextlib.redirect_stderr(unseen), contextlib.redirect_stdout(unseen), session:
         data = session.data(settings.data)
         study = Study.begin(settings, plan, data, None)
         with run._log(settings, session, plan, data, None) as log:

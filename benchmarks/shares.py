@@ -13,8 +13,6 @@ is the share of evaluation where all of them take equally long. Memory is what i
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import resource
 import statistics
@@ -73,7 +71,7 @@ def driver() -> float:
     """Seconds of the driver an evaluation."""
     from driver import seconds
 
-    with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stderr(io.StringIO()):
+    with tempfile.TemporaryDirectory() as directory:
         return seconds(EVALUATIONS, Path(directory), "mlflow") / EVALUATIONS
 
 

@@ -16,6 +16,7 @@ from scalesearch.machine import torch_device
 from scalesearch.memory import memory
 from scalesearch.network import AnyNetwork, Network
 from scalesearch.text import plural
+from scalesearch.training.images import SHARE as IMAGES_SHARE
 from scalesearch.training.recipe import Recipe
 
 P = ParamSpec("P")
@@ -74,6 +75,8 @@ def explanation(network: AnyNetwork, recipe: Recipe, data: Data, room: Room) -> 
     sizes = data.description
     copies = 2 if recipe.crop_padding else 1  # crops are cut from a padded one
     images = (copies * sizes.num_train + sizes.num_val) * network.in_channels * network.resolution**2
+    if images > IMAGES_SHARE * room.total:
+        images = 0  # they stay where they are
     batch = min(recipe.batch_size, sizes.num_train)
 
     def needed(network: AnyNetwork, batch: int) -> float:
