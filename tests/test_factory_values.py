@@ -213,3 +213,23 @@ def test_it_is_refused_before_anything_is_trained(
         assert code == 2, message
         assert MIXED in message
         assert not list(Path().glob("workspace/evaluations/*/*"))
+
+
+def test_a_network_with_a_view_is_trained_in_the_layout_that_it_takes(
+    in_this_process: None, command: Callable[..., Ended]
+) -> None:
+    """`view` refuses what channels_last images come to; training goes on in the usual layout, with its numbers."""
+    function = write(
+        Path.cwd(),
+        "viewed",
+        "channels = max(4, int(8 * width))\n"
+        "convolution = nn.Conv2d(in_channels, channels, 3, 2, 1)\n"
+        "layers = convolution, nn.Linear(channels * (resolution // 2) ** 2, num_classes)\n"
+        "return Net(lambda self, x: self.layers[1](F.relu(self.layers[0](x)).view(len(x), -1)), *layers)",
+    )
+    words = [word for word in TRAIN if not word.startswith(("baseline=", "proxy"))]
+    words += [f"baseline.factory={function}", "proxy=none", "baseline.resolution=8", "recipe.seeds=1"]
+    came = [command("train", *words, f"recipe.channels_last={given}") for given in ("true", "false")]
+    for one in came:
+        assert one.code == 0, one.output
+    assert came[0].answer["val_accuracy_mean"] == came[1].answer["val_accuracy_mean"]

@@ -10,6 +10,7 @@ Shapes: B images of a batch, N of a split, K classes.
 from __future__ import annotations
 
 import base64
+import copy
 import dataclasses
 import json
 import math
@@ -28,7 +29,7 @@ from scalesearch.data import Data
 from scalesearch.kernels import accelerate
 from scalesearch.machine import HALF, PRECISIONS, freed_memory_kept, gpu_settings, torch_device
 from scalesearch.model import build, folded, identity
-from scalesearch.network import AnyNetwork
+from scalesearch.network import AnyNetwork, Factory
 from scalesearch.pretrained import read, start
 from scalesearch.training.checkpoint import Checkpoint, Progress, save_weights, set_chance
 from scalesearch.training.images import Batches, moved, resident, resize
@@ -132,7 +133,7 @@ def train(
         raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
     autocast = torch.autocast(place.type, HALF.get(precision), enabled=precision in HALF)
     scaler = torch.amp.GradScaler(place.type, enabled=precision == "float16")
-    layout = _layout(model, recipe, place, precision)
+    layout = _layout(model, network, recipe, place, precision)
     model = model.to(place).to(memory_format=layout)
     accelerated = accelerate(model, layout) if place.type == "cpu" and precision == "float32" else None
     decayed = [p for p in model.parameters() if _is_decayed(p)]
@@ -314,12 +315,15 @@ def _schedule(recipe: Recipe, progress: float) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * rest) if recipe.schedule == "cosine" else 1 - rest
 
 
-def _layout(model: nn.Module, recipe: Recipe, device: torch.device, precision: str) -> torch.memory_format:
+def _layout(
+    model: nn.Module, network: AnyNetwork, recipe: Recipe, device: torch.device, precision: str
+) -> torch.memory_format:
     """The layout of images in memory that `model` is trained in.
 
     Never channels_last in float32 on a CPU with a strided 1 x 1 convolution of few channels: the gradient of its
     weights is written past the end of a buffer (oneDNN issue 6035; fewer than 8 channels with AVX2, than 16 with
-    AVX-512), which ends the process, hangs it or, at worst, changes numbers elsewhere.
+    AVX-512), which ends the process, hangs it or, at worst, changes numbers elsewhere. Nor with a network of the user's
+    that has a `view` which needs the other layout.
     """
     overruns = any(
         isinstance(part, nn.Conv2d)
@@ -330,7 +334,26 @@ def _layout(model: nn.Module, recipe: Recipe, device: torch.device, precision: s
     )
     if not recipe.channels_last or (overruns and device.type == "cpu" and precision == "float32"):
         return torch.contiguous_format
+    if isinstance(network, Factory) and not _takes_channels_last(model, network):
+        return torch.contiguous_format
     return torch.channels_last
+
+
+def _takes_channels_last(model: nn.Module, network: Factory) -> bool:
+    """Whether a forward and a backward pass of a copy that work with images in the usual layout work in this one."""
+
+    def works(layout: torch.memory_format) -> bool:
+        try:
+            copied = copy.deepcopy(model).to(memory_format=layout).eval()
+            side = network.resolution
+            images = torch.zeros(2, network.in_channels, side, side).contiguous(memory_format=layout)
+            copied(images).float().sum().backward()
+        except Exception:  # whatever code of the user's raises
+            return False
+        return True
+
+    with torch.random.fork_rng(devices=[]):
+        return works(torch.channels_last) or not works(torch.contiguous_format)
 
 
 def _mixed(seed: int, epoch: int) -> int:
