@@ -39,7 +39,11 @@ class Budget:
         >>> Budget(2.0, 0.1).admits(2.2), Budget(2.0, 0.1).admits(2.21)
         (True, False)
         """
-        return abs(ratio / self.macs_ratio - 1) <= self.tolerance + 1e-9
+        return self.near(ratio, self.macs_ratio)
+
+    def near(self, ratio: float, wanted: float) -> bool:
+        """Whether a cost is within the tolerance of another."""
+        return abs(ratio / wanted - 1) <= self.tolerance + 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +149,10 @@ def _key(network: AnyNetwork) -> str:
     return hashlib.sha256(json.dumps(identity(network), sort_keys=True).encode()).hexdigest()
 
 
-def parse(value: object, metric: str) -> float:
+def parse(value: object, metric: str, *, key: str | None = None) -> float:
     """The number that a person wrote as the limit of a metric: 300M, 1.5G, 512MiB, 2GB, 20, or a plain number.
+
+    key: where it was written; None: budget.METRIC.
 
     Raises:
         ValueError: with the key and what would be right.
@@ -162,7 +168,8 @@ def parse(value: object, metric: str) -> float:
             return number
     right = {"macs": "a number such as 300M or 1.5G", "params": "a number such as 800k or 5.3M"}
     right |= dict.fromkeys(("memory", "training_memory"), "bytes such as 512MiB or 2GB")
-    raise ValueError(f"budget.{metric} is {value!r}; it must be {right.get(metric, 'milliseconds such as 20 or 0.5')}")
+    wanted = right.get(metric, "milliseconds such as 20 or 0.5")
+    raise ValueError(f"{key or f'budget.{metric}'} is {value!r}; it must be {wanted}")
 
 
 def written(metric: str, value: float) -> str:

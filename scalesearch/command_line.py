@@ -28,6 +28,11 @@ def overrides(settings: Mapping[str, Any], command: str, *, workspace: Path) -> 
             continue
         choice, differing = _nearest_choice(group, settings[group], first=defaults[group])
         words += ([] if choice == defaults[group] else [f"{group}={choice}"]) + differing
+    words += [
+        override(f"target.{key}", value)
+        for key, value in settings.get("target", {}).items()
+        if "target" in own and value != own["target"][key]
+    ]
     for key in ("init", "phis", "study"):
         if key in own and settings.get(key) != own[key]:
             words.append(override(key, settings[key]))

@@ -168,10 +168,14 @@ def help_of(command: str, more: Sequence[Path] = ()) -> str:
     return "\n".join(lines)
 
 
-def _argument_lines(arguments: type[Any]) -> Iterator[str]:
+def _argument_lines(arguments: type[Any], prefix: str = "") -> Iterator[str]:
     for row in described(arguments):
+        if hasattr(type(row.default), "__section__"):
+            yield f"{prefix}{row.name}.*  # {row.about}"
+            yield from _argument_lines(type(row.default), f"{prefix}{row.name}.")
+            continue
         default = "" if row.default is dataclasses.MISSING else f"={_word(_plain(row.default))}"
-        yield f"{row.name}{default}  # {row.about + '; ' if row.about else ''}{row.must_be}"
+        yield f"{prefix}{row.name}{default}  # {row.about + '; ' if row.about else ''}{row.must_be}"
 
 
 def _word(plain: object) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from scalesearch import report, search, variants
+from scalesearch.budget import Profiler
 from scalesearch.data import Data
 from scalesearch.evaluation import Evaluation
 from scalesearch.planning import num_evaluations, planned, refuse_infeasible, summary
@@ -16,7 +17,9 @@ from scalesearch.selection import (
     Choice,
     Unlearnt,
     chance_level,
+    estimate_surface,
     levels_of,
+    path_of,
     remedy,
     select,
     unlearnt,
@@ -28,16 +31,19 @@ from scalesearch.study import (
     NothingLearnt,
     Study,
     StudySettings,
+    TargetAnswer,
+    family_of,
     possible_of,
     write_answer,
     write_nothing,
+    write_target,
     write_trials,
 )
 from scalesearch.tracking import StudyLog, recipe_params
 from scalesearch.training import Result, check_function
 from scalesearch.workspace import sqlite_url
 
-Outcome = Answer | NothingLearnt | None
+Outcome = Answer | TargetAnswer | NothingLearnt | None
 
 
 def search_and_scale(settings: StudySettings, session: Session) -> tuple[list[TrialResult], Outcome]:
@@ -62,6 +68,8 @@ def search_and_scale(settings: StudySettings, session: Session) -> tuple[list[Tr
             trials, stopped = _train_candidates(settings, session, study, plan, data, init, log)
             write_trials(study, settings, trials, stopped)
             chance = _chance(settings, data, trials)
+            if settings.target is not None:
+                return trials, _at_target(settings, plan, profiler, data, trials, chance, log)
             choice = _choose(settings, session, trials, stopped, chance)
             if not isinstance(choice, Choice):
                 return trials, choice and _nothing(settings, trials, stopped, choice, chance, data, log)
@@ -103,7 +111,7 @@ def _train_candidates(
     with session.out.progress(total=num_evaluations(plan, settings), slots=evaluator.slots) as progress:
         for one in search.run(
             plan,
-            settings.grid,
+            settings.space,
             strategy=settings.search.strategy,
             seeds=settings.seeds,
             recipe=settings.recipe,
@@ -125,6 +133,42 @@ def _train_candidates(
                 log.candidate(one, trials, epochs=settings.recipe.epochs)
                 progress.update(one.candidate.id, one.outcome, ranked=one.candidate.id != BASELINE)
     return trials, stopped
+
+
+def _at_target(
+    settings: StudySettings,
+    plan: Plan,
+    profiler: Profiler,
+    data: Data,
+    trials: Sequence[TrialResult],
+    chance: Chance,
+    log: StudyLog,
+) -> TargetAnswer | NothingLearnt | None:
+    """The best split at the target from all trainings, on disk and in MLflow; None where these are too few.
+
+    It is no candidate: so nothing is scored on the test set, which is left for the network that is then trained.
+    """
+    finished: dict[str, list[Result]] = {}
+    for one in trials:
+        if one.outcome.result is not None and one.candidate.id != BASELINE:
+            finished.setdefault(one.candidate.id, []).append(one.outcome.result)
+    no_better = unlearnt(finished, chance, confidence=settings.search.confidence)
+    if finished and finished.keys() <= no_better.keys():
+        best = max((no_better[name] for name in sorted(no_better)), key=lambda one: one.accuracy)
+        return _nothing(settings, trials, {}, best, chance, data, log)
+    correct: dict[str, dict[int, Any]] = {}
+    for one in trials:
+        if one.outcome.result is not None:
+            correct.setdefault(one.candidate.id, {})[one.outcome.evaluation.seed] = one.outcome.result.by_image
+    rounding = settings.proxy_network[1]
+    surface = estimate_surface(plan, correct, target=settings.target_ratio, rounding=rounding) if finished else None
+    if surface is None:
+        return None
+    steps = path_of(surface, settings.baseline, rounding=settings.rounding, budget=settings.budget)
+    family = variants.measured(family_of(settings, steps), profiler)
+    answer = TargetAnswer(trials, surface, steps, family, chance, levels_of(chance, data))
+    values, files = write_target(settings, answer)
+    return replace(answer, values=values, waiting=log.targeted(values, files=files))
 
 
 def _chance(settings: StudySettings, data: Data, trials: Sequence[TrialResult]) -> Chance:
@@ -204,6 +248,7 @@ def _log(settings: StudySettings, session: Session, plan: Plan, data: Data, init
         "budget.tolerance": settings.budget.tolerance,
         **{f"budget.{name}": limit for name, limit in settings.limits.given().items()},
         "candidates": len(plan.candidates),
+        **({} if settings.target is None else {"target.macs_ratio": settings.target_ratio}),
         **({} if init is None else {"init": settings.init, "init.sha256": init}),
         **recipe_params(settings.recipe, settings.seeds),
     }

@@ -18,9 +18,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
-from scalesearch.checks import Must, between
+from scalesearch.checks import Must, between, checked
 from scalesearch.text import near
 
 # Exit codes; docs/architecture.md explains each.
@@ -246,6 +246,14 @@ def _as_tuple(given: object) -> Any:
     return tuple(given)
 
 
+def _costs(given: object) -> Any:
+    if not isinstance(given, list | tuple) or not given:
+        raise ValueError("it must be a list of numbers, such as target.costs=[1,2,4]")
+    if len(set(given)) < len(given):
+        raise ValueError("it has a cost twice; each is trained once")
+    return tuple(sorted(given)) if all(isinstance(one, int | float) for one in given) else tuple(given)
+
+
 Directory = Annotated[Path, BeforeValidator(_directory), Must("the path of a directory")]
 StudyName = Annotated[str, BeforeValidator(_study_name), Must("the name of a study")]
 InitialWeights = Annotated[
@@ -258,3 +266,40 @@ Phis = Annotated[
     BeforeValidator(_as_tuple),
     Must("a list of numbers, such as phis=[1,2,3]"),
 ]
+
+
+@checked("target", kw_only=True)
+class Target:
+    """The cost that one will spend, for which candidates of lower costs are trained; without one it is no such search.
+
+    Raises: ValueError: both ways of saying it are given, or an option without either.
+    """
+
+    macs_ratio: Annotated[
+        float | None, between(1.01, 1e6, "multiply-adds of the network that is wanted, times the baseline's")
+    ] = None
+    macs: Annotated[Any, Must("null or a number such as 2.4G")] = None
+    costs: Annotated[
+        tuple[Annotated[float, between(1, 8)], ...] | None,
+        BeforeValidator(lambda given: None if given is None else _costs(given)),
+        Field(
+            description="at which candidates are trained, times the 1x network's; null: 1, 2 and 4, up to the target"
+        ),
+        Must("null or a list of numbers from 1 to 8, such as target.costs=[1,2,4]"),
+    ] = None
+    splits: Annotated[int, between(4, 91, "of each cost above 1, spread over depth, width and resolution")] = 7
+    seeds: Annotated[int, between(1, 1000, "of each candidate")] = 1
+
+    def __post_init__(self) -> None:
+        if self.macs_ratio is not None and self.macs is not None:
+            raise ValueError("target.macs_ratio and target.macs each say what the target is; give one of them")
+        if not self.given and (self.costs, self.splits, self.seeds) != (None, 7, 1):
+            raise ValueError(
+                "target.costs, target.splits and target.seeds say how a target is searched, and there is none; give "
+                "target.macs_ratio=8 or target.macs=2.4G as well"
+            )
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a target."""
+        return self.macs_ratio is not None or self.macs is not None

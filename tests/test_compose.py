@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,19 @@ def test_the_help_lists_the_groups_that_the_command_reads_and_no_other(command: 
     assert text.startswith(f"scalesearch {command}: {cli.commands()[command]}")
     listed = re.findall(r"(?m)^([a-z_@]+)(?: \(usually .*\))?: [a-z0-9_, ]+$", text)
     assert listed == list(module.GROUPS)
-    for row in described(module.Arguments):
-        with case(row.name):
-            assert re.search(rf"(?m)^{row.name}(=.*)?  # .*{re.escape(row.must_be)}$", text)
+    for name, must_be in rows(module.Arguments):
+        with case(name):
+            assert re.search(rf"(?m)^{re.escape(name)}(=.*)?  # .*{re.escape(must_be)}$", text)
     assert module.EXAMPLE in text
+
+
+def rows(arguments: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, what it must be) of all arguments, those of groups as well."""
+    for row in described(arguments):
+        if hasattr(type(row.default), "__section__"):
+            yield from rows(type(row.default), f"{prefix}{row.name}.")
+        else:
+            yield prefix + row.name, row.must_be
 
 
 def test_every_usual_choice_is_there() -> None:

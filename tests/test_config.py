@@ -22,7 +22,7 @@ from scalesearch.config import Selection, from_yaml, network_of, to_yaml
 from scalesearch.network import Network
 from scalesearch.search import STRATEGIES
 from scalesearch.study import StudySettings, decisive_settings
-from scalesearch.workspace import conf_dir, find_study, study_directory
+from scalesearch.workspace import Target, conf_dir, find_study, study_directory
 
 COEFFICIENTS = ("coefficients.alpha=1.2", "coefficients.beta=1.1", "coefficients.gamma=1.15")
 GIVEN = {
@@ -48,6 +48,7 @@ MAY_BE_MISSING = {
     "rounding.resolution_multiple",  # 1
     *(f"budget.{metric}" for metric in METRICS),  # no limit
     *(f"experiment.{name}" for name in ("question", "paper", "caveats")),
+    *(f"target.{option.name}" for option in described(Target)),  # there is none
     *(f"coefficients.{name}" for name in ("alpha", "beta", "gamma")),
     *(f"search.{option.name}" for option in described(STRATEGIES["race"])),
     *OF_A_BASELINE,

@@ -42,7 +42,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
         with Session(settings.workspace, settings.executor, out) as session:
             seconds = estimated_seconds(plan, settings, session)
         out.say(
-            f"about {plural(evaluations, 'training')} by search={settings.search.name} "
+            f"about {plural(evaluations, 'training')} by {_strategy(settings)} "
             f"({plural(len(plan.candidates), 'candidate')} and the 1x network); "
             f"expected time on this machine: {duration(seconds)}"
         )
@@ -77,6 +77,7 @@ def _values(settings: StudySettings, plan: Plan) -> dict[str, Any]:
             "depth": settings.baseline.depth,
             "resolution": settings.baseline.resolution,
         },
+        **({} if settings.target is None else {"target": {"macs_ratio": settings.target_ratio}}),
         "grid": {
             "points": plan.points,
             "product": float(grid.product),
@@ -92,6 +93,10 @@ def _values(settings: StudySettings, plan: Plan) -> dict[str, Any]:
         "limits": settings.limits.given(),
         "excess": [point(one) | {"metric": metric, "share": share} for one, share, metric in plan.excess],
     }
+
+
+def _strategy(settings: StudySettings) -> str:
+    return f"search={settings.search.name}" if settings.target is None else "target.splits and target.seeds"
 
 
 def _show(out: Screen, plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,12 +20,13 @@ from scalesearch.workspace import (
     InitialWeights,
     Phis,
     StudyName,
+    Target,
 )
 
 if TYPE_CHECKING:
     from scalesearch.config import Groups
     from scalesearch.screen import Screen
-    from scalesearch.study import Answer, NothingLearnt, StudySettings
+    from scalesearch.study import Answer, NothingLearnt, StudySettings, TargetAnswer
 
 GROUPS = {
     "baseline": "mobilenetv2",
@@ -59,6 +61,9 @@ class Arguments:
     workspace: Annotated[Directory, Field(description="all that is written lies in it")] = Path("workspace")
     init: Annotated[InitialWeights | None, Field(description="weights to start from")] = None
     phis: Annotated[Phis, Field(description="of the scaled variants; 0 is the baseline itself")] = tuple(range(8))
+    target: Annotated[
+        Target, Field(description="the cost that one has: the best split there, from trainings at lower costs")
+    ] = Target()
     retry: Annotated[bool, Field(description="run trainings again that have failed")] = False
 
 
@@ -67,7 +72,7 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
     from scalesearch.evaluation import counts, mixed_machines, mixed_precision
     from scalesearch.run import search_and_scale
     from scalesearch.session import Session
-    from scalesearch.study import NothingLearnt, Study, StudySettings
+    from scalesearch.study import NothingLearnt, Study, StudySettings, TargetAnswer
     from scalesearch.training import named
     from scalesearch.workspace import AllAlike, Infeasible
 
@@ -95,6 +100,8 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
         return ALL_FAILED
     if isinstance(answer, NothingLearnt):
         _show_nothing(out, settings, answer)
+    elif isinstance(answer, TargetAnswer):
+        _show_target(out, settings, answer)
     else:
         _show(out, settings, answer)
     whole = [one for one in outcomes if one.evaluation.recipe == settings.recipe]
@@ -112,6 +119,40 @@ def _show_nothing(out: Screen, settings: StudySettings, nothing: NothingLearnt) 
     out.warn(f"{nothing.reason}. So nothing is chosen, and no family is written")
     out.say(nothing.remedy)
     _show_counts(out, settings, nothing.values["evaluations"], "trials.csv and result.json")
+
+
+def _show_target(out: Screen, settings: StudySettings, answer: TargetAnswer) -> None:
+    """The decision, the path over phi, and where things are."""
+    values = answer.values
+    out.say(f"decision: {values['decision']['sentence']}")
+    rows = [
+        {
+            "name": variant["name"],
+            **{name: f"{step[name]:.4g}" for name in ("phi", "macs_ratio", "alpha", "beta", "gamma")},
+            "macs": count(step["macs"]),
+            "accuracy": percent(step["accuracy"]),
+            "interval": f"{percent(step['accuracy_low'])} to {percent(step['accuracy_high'])}",
+            "regret": percent(step["expected_regret"]),
+            "as_good": f"{step['as_good']} of {step['splits']}",
+        }
+        for step, variant in zip(values["target"]["path"], values["variants"], strict=True)
+    ]
+    columns = {
+        **{"name": "network", "phi": "phi", "macs_ratio": "counted ratio", "macs": "multiply-adds"},
+        **{"alpha": "alpha (depth)", "beta": "beta (width)", "gamma": "gamma (resolution)"},
+        **{"accuracy": f"expected {metric_title(settings.recipe.metric or 'accuracy')} (%)"},
+        **{"interval": f"{100 * settings.search.confidence:g}\u00a0%", "regret": "regret", "as_good": "as good"},
+    }
+    out.table("The best split of each cost, as the proxies let expect it", rows, columns)
+    if values["passed_over"]:
+        splits = "; ".join(
+            ", ".join(f"{name} {100 * share:.0f} %" for name, share in split.items()) for split in values["passed_over"]
+        )
+        out.say(f"passed over, as no network of that split has the target's cost within budget.tolerance: {splits}")
+    last = values["variants"][-1]["name"]
+    again = typed("plan", "--config-dir", str(settings.directory / "variants"), f"baseline={last}")
+    out.say(f"the network at the target loads as a baseline: {again}")
+    _show_counts(out, settings, values["evaluations"], "tables, coefficients.yaml, report.md and variants")
 
 
 def _show(out: Screen, settings: StudySettings, answer: Answer) -> None:
@@ -134,7 +175,19 @@ def _show(out: Screen, settings: StudySettings, answer: Answer) -> None:
         + (f"; {answer.chance.words(answer.levels['test'], 'test')}" if "test" in answer.levels else "")
     )
     show_family(out, settings.baseline.name, answer.chosen.coefficients, settings.rounding, values["variants"])
+    _say_reach(out, settings)
     _show_counts(out, settings, values["evaluations"], "tables, figures, coefficients.yaml and variants")
+
+
+def _say_reach(out: Screen, settings: StudySettings) -> None:
+    """How far the family reaches beyond the cost that was trained."""
+    beyond = max(settings.phis) - math.log2(settings.budget.macs_ratio)
+    if beyond > 0.5:
+        out.say(
+            f"phi = {max(settings.phis):g} lies {beyond:.3g} doublings of the cost beyond what was trained: that the "
+            "split stays the best there is the paper's assumption; target.macs_ratio=8, say, asks trainings of several "
+            "costs"
+        )
 
 
 def _show_decision(out: Screen, values: Mapping[str, Any]) -> None:

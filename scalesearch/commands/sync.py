@@ -51,7 +51,7 @@ def show_in_optuna(study: Study, out: Screen) -> None:
         return
     settings, stopped, keys = study.settings, study.stopped, study.first_keys
     view = OptunaView(
-        sqlite_url(study.workspace / "optuna.db"), study.name, settings.grid, settings.recipe, lambda one: keys[one.id]
+        sqlite_url(study.workspace / "optuna.db"), study.name, settings.space, settings.recipe, lambda one: keys[one.id]
     )
     outcomes: dict[str, list[Outcome]] = {}
     candidates = {one.candidate.id: one.candidate for one in study.trials if one.candidate.id != BASELINE}

@@ -165,7 +165,7 @@ def candidates(
             scaled = scale(network, coefficients, 1, rounding=rounding)
             ratios.append((coefficients, cost(scaled).macs / base.macs))
         except ValueError as error:  # it cannot be: a resolution below the total stride, say
-            reasons.append(_why_not(error))
+            reasons.append(why_not(error))
         else:
             if budget.admits(ratios[-1][1]):
                 within.append((coefficients, scaled))
@@ -183,24 +183,24 @@ def candidates(
     ratios.sort(key=lambda one: abs(math.log(one[1] / budget.macs_ratio)))
     excess.sort(key=lambda one: one[1])
     baseline = Candidate(BASELINE, (Coefficients(1.0, 1.0, 1.0),), network, base, 1.0)
-    merged = _merged(met, base, float(grid.product))
-    return Plan(baseline, len(points), dropped, merged, ratios[:5], excess[:5], _counted(reasons), fixed)
+    merged = merge(met, base, float(grid.product))
+    return Plan(baseline, len(points), dropped, merged, ratios[:5], excess[:5], tally(reasons), fixed)
 
 
 def _without(grid: Grid, fixed: Mapping[str, str]) -> Grid:
     """The grid in which the dimensions that change nothing have the value 1 alone."""
-    if len(fixed) == len(_AXES):
+    if len(fixed) == len(AXES):
         reasons = "; ".join(f"{name} {why}" for name, why in fixed.items())
         raise ValueError(f"there is nothing to search: {reasons}")
     one = Axis(Decimal(1), Decimal(1), Decimal(1))
-    axes: dict[str, Any] = {axis: one for name, axis in _AXES.items() if name in fixed}
+    axes: dict[str, Any] = {axis: one for name, axis in AXES.items() if name in fixed}
     return replace(grid, **axes)
 
 
-_AXES = {"depth": "alpha", "width": "beta", "resolution": "gamma"}
+AXES = {"depth": "alpha", "width": "beta", "resolution": "gamma"}
 
 
-def _why_not(error: ValueError) -> str:
+def why_not(error: ValueError) -> str:
     """Why a point of the grid is no network. Raises: ValueError where the code of a user's function is at fault."""
     if not isinstance(error, FactoryError):
         return str(error)
@@ -209,7 +209,7 @@ def _why_not(error: ValueError) -> str:
     return error.reason
 
 
-def _counted(reasons: Sequence[str]) -> dict[str, int]:
+def tally(reasons: Sequence[str]) -> dict[str, int]:
     """How often each reason was given; those that differ in numbers alone are one."""
     first: dict[str, str] = {}
     found: Counter[str] = Counter()
@@ -218,7 +218,7 @@ def _counted(reasons: Sequence[str]) -> dict[str, int]:
     return dict(found.most_common())
 
 
-def _merged(scaled: Sequence[tuple[Coefficients, AnyNetwork]], base: Cost, product: float) -> list[Candidate]:
+def merge(scaled: Sequence[tuple[Coefficients, AnyNetwork]], base: Cost, product: float) -> list[Candidate]:
     """One candidate per network, named in the order of the points."""
     same: dict[str, dict[Coefficients, AnyNetwork]] = {}
     for coefficients, network in scaled:

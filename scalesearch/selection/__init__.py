@@ -1,7 +1,8 @@
 """The choice: which candidate to take, how sure that is, and which ones are statistically tied with the best mean.
 
-`decision` estimates all candidates at once, `pairs` compares two networks, `effect` is what the cost explains of
-accuracy, `learnt` whether a network is better than the majority class.
+`decision` estimates all candidates at once, `prediction` the best split at a cost that none was trained at, `pairs`
+compares two networks, `effect` is what the cost explains of accuracy, `learnt` whether a network is better than the
+majority class.
 """
 
 from __future__ import annotations
@@ -33,20 +34,25 @@ from scalesearch.selection.learnt import (
     unlearnt_words,
 )
 from scalesearch.selection.pairs import Comparison, Correct, Pairs, Seeds, between_seeds, ends, mean
+from scalesearch.selection.prediction import Step, estimate_surface, path_of, surface_table
 
 __all__ = ["Chance", "Choice", "Comparison", "CostEffect", "Decision", "Further", "Majority", "Pairs", "Seeds"]
 __all__ += [
     "Separation",
     "Shuffled",
+    "Step",
     "Unlearnt",
     "chance_level",
     "cost_effect",
     "decide",
+    "estimate_surface",
     "interval",
     "levels_of",
     "nothing_learnt",
+    "path_of",
     "remedy",
     "select",
+    "surface_table",
     "trials_table",
     "unlearnt",
 ]

@@ -11,6 +11,7 @@ from scalesearch.study.answer import (
 )
 from scalesearch.study.files import Scored, Study, TrainedCandidate, possible_of
 from scalesearch.study.settings import StudySettings, decisive_settings
+from scalesearch.study.target import TargetAnswer, family_of, target_page, write_target
 
 __all__ = [
     "Answer",
@@ -18,12 +19,16 @@ __all__ = [
     "Scored",
     "Study",
     "StudySettings",
+    "TargetAnswer",
     "TrainedCandidate",
     "candidate_values",
     "decisive_settings",
+    "family_of",
     "point",
     "possible_of",
+    "target_page",
     "write_answer",
     "write_nothing",
+    "write_target",
     "write_trials",
 ]

@@ -23,7 +23,7 @@ from scalesearch.network import AnyNetwork, from_table
 from scalesearch.scaling import Coefficients, Rounding, scale
 from scalesearch.search import BASELINE, Candidate, Plan, TrialResult, possible
 from scalesearch.study.settings import StudySettings, decisive_settings
-from scalesearch.text import hide_password, one_line, override
+from scalesearch.text import hide_password, one_line, override, typed
 from scalesearch.training import Recipe, Result, named
 from scalesearch.workspace import find_study, is_timm
 
@@ -121,7 +121,19 @@ class Study:
         with self._undamaged():
             found: Json = {"selection": {"rule": "best", "metric": "macs"}} | json.loads(path.read_bytes())  # if older
             _ = found["chosen"]["id"], found["variants"]
+        if "target" in found:
+            raise ValueError(
+                f"study {self.name!r} is a search for a target cost, and has chosen a split and none of its "
+                f"candidates; its answer: {typed('report', f'study={self.name}')}"
+            )
         return found
+
+    @cached_property
+    def target(self) -> Json | None:
+        """result.json of a search for a target cost; None of any other."""
+        found = self._json("result.json")
+        with self._undamaged():
+            return dict(found) if found is not None and found.get("target") else None
 
     @cached_property
     def coefficients(self) -> Coefficients:

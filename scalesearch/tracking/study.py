@@ -81,6 +81,23 @@ class StudyLog(CommandLog):
             files=files,
         )
 
+    def targeted(self, answer: Mapping[str, Any], *, files: Sequence[Path]) -> str | None:
+        """The answer of a search for a target cost; as `concluded`."""
+        target, constant = answer["target"], answer["target"]["constant"]
+        coefficients = {name: target[name] for name in ("alpha", "beta", "gamma")}
+        return self.concluded(
+            metrics={
+                **{key: target[key] for key in ("expected_regret", "regret_bound", "probability_best")},
+                "target_accuracy": target["accuracy"],
+                "target_beyond_doublings": target["beyond"],
+                "one_triple_p_value": constant["p_value"],
+                **_chance(answer),
+            },
+            params={f"target.{key}": value for key, value in coefficients.items()},
+            tags={**coefficients, **_note(answer)},
+            files=files,
+        )
+
     def nothing_learnt(self, answer: Mapping[str, Any], *, files: Sequence[Path]) -> str | None:
         """The end of a search that has chosen nothing, as no candidate is better than the majority class."""
         found = answer["nothing_learnt"]
