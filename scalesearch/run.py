@@ -66,7 +66,6 @@ def search_and_scale(settings: StudySettings, session: Session) -> tuple[list[Tr
 
             # Step 1: fix phi = 1 and search alpha, beta, gamma on a small grid, by training candidates.
             trials, stopped = _train_candidates(settings, session, study, plan, data, init, log)
-            write_trials(study, settings, trials, stopped)
             chance = _chance(settings, data, trials)
             if settings.target is not None:
                 return trials, _at_target(settings, plan, profiler, data, trials, chance, log)
@@ -98,7 +97,7 @@ def _train_candidates(
     init: str | None,
     log: StudyLog,
 ) -> tuple[list[TrialResult], dict[str, str]]:
-    """(every training, the reason of each candidate that was stopped), as the strategy requests them."""
+    """(every training, the reason of each candidate that was stopped), as the strategy requests; writes trials.csv."""
     evaluator = session.evaluator(settings.data)
     lookahead = settings.search.strategy.lookahead
     if lookahead is not None and lookahead < evaluator.slots:
@@ -132,6 +131,7 @@ def _train_candidates(
                 study.record(settings, one)
                 log.candidate(one, trials, epochs=settings.recipe.epochs)
                 progress.update(one.candidate.id, one.outcome, ranked=one.candidate.id != BASELINE)
+    write_trials(study, settings, trials, stopped)
     return trials, stopped
 
 
