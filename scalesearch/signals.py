@@ -75,6 +75,12 @@ class Listener:
         self._working = True
         try:
             yield
+        except Exception as error:
+            # Raised in the midst of a library's `with`, a Stopped may come out as an error of its own: a lock that is
+            # released unlocked, say.
+            if self._received:
+                raise Stopped(self._received[0]) from error
+            raise
         finally:
             self._working = False
 

@@ -18,13 +18,15 @@ from scalesearch.workspace import DONE, NOTHING_LEARNT
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("fault", ["kill", "full"])
 @pytest.mark.parametrize(
-    ("first", "stride", "words"),
+    ("fault", "first", "stride", "words"),
     [
-        (20, 75, "tracking=none"),
-        pytest.param(1, 3, "tracking=none", marks=pytest.mark.slow),
-        pytest.param(2, 15, "tracking=mlflow", marks=pytest.mark.slow),
+        ("full", 20, 110, "tracking=none"),  # test_run kills
+        *(
+            pytest.param(fault, first, stride, words, marks=pytest.mark.slow)
+            for fault in ("kill", "full")
+            for first, stride, words in ((1, 3, "tracking=none"), (2, 15, "tracking=mlflow"))
+        ),
     ],
 )
 def test_a_fault_at_any_step_of_the_file_system_leaves_what_the_same_command_completes(

@@ -54,8 +54,11 @@ def macs(module: nn.Module, side: int, channels: int) -> int:
 
 
 @pytest.mark.filterwarnings("ignore:odd:UserWarning")
-def test_a_hundred_random_networks_are_counted_right_or_refused_in_one_line(command: Callable[..., Ended]) -> None:
-    for seed in range(max(100, EACH)):
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_hundred_random_networks_are_counted_right_or_refused_in_one_line(
+    every: int, command: Callable[..., Ended]
+) -> None:
+    for seed in range(0, max(100, EACH), every):
         function, made = written(seed)
         with case(seed, made.what, "\n" + made.body):
             ended = command(f"cost baseline.factory={function} baseline.resolution=32 --json")

@@ -15,7 +15,7 @@ from conftest import case
 from test_released import COMMAND
 from test_run import descendants, gone, mlflow_runs, wait_for
 
-from scalesearch.signals import CODES
+from scalesearch.signals import CODES, Listener, Stopped
 
 pytestmark = [
     pytest.mark.xdist_group("signals"),
@@ -78,6 +78,23 @@ def at_work(started: Started, place: Path) -> dict[int, tuple[str, str]]:
     wait_for(both, "two trainings")
     time.sleep(0.5)
     return descendants(started.process.pid)
+
+
+def interrupted() -> None:
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    except BaseException:
+        raise RuntimeError("release unlocked lock") from None
+
+
+def test_a_stop_that_a_library_makes_an_error_of_is_a_stop() -> None:
+    listener = Listener()
+    with pytest.raises(Stopped) as stopped, listener.listening(), listener.working():
+        interrupted()
+    assert stopped.value.code == 143
+    with pytest.raises(ValueError, match="of its own"), Listener().working():
+        raise ValueError("of its own")
 
 
 @pytest.mark.parametrize("number", CODES, ids=lambda number: signal.Signals(number).name)
