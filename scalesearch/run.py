@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from scalesearch.selection import (
     Chance,
     Choice,
     Unlearnt,
+    by_seed,
     chance_level,
     estimate_surface,
     levels_of,
@@ -148,20 +149,13 @@ def _at_target(
 
     It is no candidate: so nothing is scored on the test set, which is left for the network that is then trained.
     """
-    finished: dict[str, list[Result]] = {}
-    for one in trials:
-        if one.outcome.result is not None and one.candidate.id != BASELINE:
-            finished.setdefault(one.candidate.id, []).append(one.outcome.result)
-    no_better = unlearnt(finished, chance, confidence=settings.search.confidence)
-    if finished and finished.keys() <= no_better.keys():
-        best = max((no_better[name] for name in sorted(no_better)), key=lambda one: one.accuracy)
-        return _nothing(settings, trials, {}, best, chance, data, log)
-    correct: dict[str, dict[int, Any]] = {}
-    for one in trials:
-        if one.outcome.result is not None:
-            correct.setdefault(one.candidate.id, {})[one.outcome.evaluation.seed] = one.outcome.result.by_image
+    finished, no_better = _compared(settings, trials, chance)
+    if not finished:
+        return None
+    if finished <= no_better.keys():
+        return _nothing(settings, trials, {}, _best(no_better, finished), chance, data, log)
     rounding = settings.proxy_network[1]
-    surface = estimate_surface(plan, correct, target=settings.target_ratio, rounding=rounding) if finished else None
+    surface = estimate_surface(plan, by_seed(trials), target=settings.target_ratio, rounding=rounding)
     if surface is None:
         return None
     steps = path_of(surface, settings.baseline, rounding=settings.rounding, budget=settings.budget)
@@ -192,18 +186,13 @@ def _choose(
     contenders = sorted({one.candidate.id for one in whole} - {BASELINE} - stopped.keys())
     if not any(one.outcome.result is not None for one in whole if one.candidate.id in contenders):
         return None
-    confidence = settings.search.confidence
-    finished: dict[str, list[Result]] = {}
-    for one in whole:
-        if one.outcome.result is not None and one.candidate.id != BASELINE:
-            finished.setdefault(one.candidate.id, []).append(one.outcome.result)
-    no_better = unlearnt(finished, chance, confidence=confidence)
-    free = finished.keys() & contenders
+    finished, no_better = _compared(settings, whole, chance)
+    free = finished & {*contenders}
     if free <= no_better.keys():
-        return max((no_better[name] for name in sorted(free)), key=lambda one: one.accuracy)
+        return _best(no_better, free)
     return select(
         whole,
-        confidence=confidence,
+        confidence=settings.search.confidence,
         not_learnt=sorted(no_better),
         rule=settings.selection.rule,
         metric=settings.selection.metric,
@@ -211,6 +200,21 @@ def _choose(
         macs_ratio=settings.budget.macs_ratio,
         workers=session.evaluator(settings.data).slots,
     )
+
+
+def _compared(
+    settings: StudySettings, trials: Sequence[TrialResult], chance: Chance
+) -> tuple[set[str], dict[str, Unlearnt]]:
+    """(the candidates that have finished a training, those of them that are no better than chance)."""
+    finished: dict[str, list[Result]] = {}
+    for one in trials:
+        if one.outcome.result is not None and one.candidate.id != BASELINE:
+            finished.setdefault(one.candidate.id, []).append(one.outcome.result)
+    return {*finished}, unlearnt(finished, chance, confidence=settings.search.confidence)
+
+
+def _best(no_better: Mapping[str, Unlearnt], names: Collection[str]) -> Unlearnt:
+    return max((no_better[name] for name in sorted(names)), key=lambda one: one.accuracy)
 
 
 def _nothing(

@@ -23,9 +23,9 @@ def run(arguments: Arguments, groups: Groups, out: Screen) -> int:
 
     study = Study.read(arguments.workspace, arguments.study)
     if study.target is not None:
-        path = study.directory / "report.md"
-        write_atomic(path, target_page(study.target).encode())
-        out.markdown(target_page(study.target))
+        path, page = study.directory / "report.md", target_page(study.target)
+        write_atomic(path, page.encode())
+        out.markdown(page)
         out.say(f"written: {path}")
         out.answer({**study.target, "file": str(path)})
         return DONE

@@ -15,6 +15,7 @@ from scalesearch.fidelity.references import ReferenceTraining, estimate, judged,
 from scalesearch.fidelity.shown import show_judgement, show_references
 from scalesearch.ledger import write_atomic
 from scalesearch.session import Session, counts_line
+from scalesearch.study import write_csv
 from scalesearch.text import metric_title
 from scalesearch.tracking import CommandLog
 from scalesearch.training import ACCURACY, Result, check_function
@@ -63,7 +64,7 @@ def _compare(
     came = session.run(list(evaluations.values()), completed.settings.data, name=lambda one: names[one.key], log=log)
     outcomes = {outcome.evaluation.key: outcome for outcome in came}
     files = [study.directory / f"fidelity-{request.against}-{request.factor:.10g}.csv"]
-    write_atomic(files[0], trainings(completed, references, outcomes).to_csv(index=False).encode())
+    write_csv(trainings(completed, references, outcomes), files[0])
     by_candidate: dict[str, list[Outcome]] = {}
     for one in references:
         by_candidate.setdefault(one.candidate.id, []).append(outcomes[one.evaluation.key])

@@ -6,7 +6,7 @@ from scalesearch.search.strategies import BASE, STRATEGIES, End, History, Proble
 
 if TYPE_CHECKING:
     from scalesearch.search.optuna_view import OptunaView
-    from scalesearch.search.plan import BASELINE, Axis, Candidate, Grid, Plan, Real, candidates, measured
+    from scalesearch.search.plan import AXES, BASELINE, Axis, Candidate, Grid, Plan, Real, candidates, measured
     from scalesearch.search.target import (
         Realised,
         costs_of,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BASE", "STRATEGIES", "End", "History", "Problem", "Request", "Score", "Step", "Stop", "Strategy"]
 __all__ += ["OptunaView"]
-__all__ += ["BASELINE", "Axis", "Candidate", "Grid", "Plan", "Real", "candidates", "measured"]
+__all__ += ["AXES", "BASELINE", "Axis", "Candidate", "Grid", "Plan", "Real", "candidates", "measured"]
 __all__ += ["Realised", "costs_of", "every_split", "multiples_of", "ratio_of", "realised", "size_of", "targeted"]
 __all__ += ["Stopped", "TrialResult", "possible", "problem", "requests", "run", "shortened"]
 

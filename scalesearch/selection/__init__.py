@@ -42,6 +42,7 @@ __all__ += [
     "Shuffled",
     "Step",
     "Unlearnt",
+    "by_seed",
     "chance_level",
     "cost_effect",
     "decide",
@@ -147,11 +148,10 @@ def select(
     checks.value(rule, Rule, "rule")
     results = sorted(results, key=_place)  # a resumed search gives the same digits in the same rows
     known = {candidate.id: candidate for candidate, _ in results}
-    finished: dict[str, dict[int, Correct]] = {}
+    finished = by_seed(results)
     seconds: dict[str, list[float]] = {}
     for candidate, outcome in results:
         if outcome.result is not None:
-            finished.setdefault(candidate.id, {})[outcome.evaluation.seed] = outcome.result.by_image
             seconds.setdefault(candidate.id, []).append(outcome.result.train_seconds)
     means = {name: mean(seeds) for name, seeds in finished.items() if name != BASELINE}
     free = [name for name in _free(means, contenders) if name not in not_learnt]
@@ -187,6 +187,15 @@ def select(
     table["tied"] = table["candidate"].isin(tied)
     table["stopped"] = ~table["candidate"].isin([BASELINE, *(known if contenders is None else contenders)])
     return Choice(chosen, best, tied, table, comparisons, separation, effect, tuple(sorted(not_learnt)), decision)
+
+
+def by_seed(results: Sequence[TrialResult]) -> dict[str, dict[int, Correct]]:
+    """Of each network that has finished a training, seed to what each validation image contributes to its score."""
+    finished: dict[str, dict[int, Correct]] = {}
+    for candidate, outcome in sorted(results, key=_place):
+        if outcome.result is not None:
+            finished.setdefault(candidate.id, {})[outcome.evaluation.seed] = outcome.result.by_image
+    return finished
 
 
 def _separation(

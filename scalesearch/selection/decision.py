@@ -10,7 +10,7 @@ import pandas as pd
 
 from scalesearch.posterior import Posterior, fitted
 from scalesearch.search import BASELINE, Candidate
-from scalesearch.selection.pairs import Seeds, mean
+from scalesearch.selection.pairs import Seeds, scores
 from scalesearch.text import level, percent, plural
 
 FURTHER_MINUTES = 10
@@ -69,9 +69,8 @@ def estimate(known: Mapping[str, Candidate], finished: Mapping[str, Seeds]) -> t
     known: candidates by name, the 1x network's among them. finished: of each what its trainings had right.
     """
     names = sorted(finished, key=lambda name: (name != BASELINE, name))
-    scores = [{seed: mean({seed: correct}) for seed, correct in finished[name].items()} for name in names]
     triples = [[(t.alpha, t.beta, t.gamma) for t in known[name].triples] for name in names]
-    found = fitted(triples, scores, [finished[name] for name in names])
+    found = fitted(triples, [scores(finished[name]) for name in names], [finished[name] for name in names])
     return None if found is None else (names, found)
 
 
@@ -101,11 +100,8 @@ def decide(
     if chosen is None:
         expected = {name: round(float(found.mean[names.index(name)]), 12) for name in free}
         chosen = min(free, key=lambda name: (-expected[name], amounts[name], name))
-    probability, regret, bound = (
-        found.probability_best(among),
-        found.regret(among),
-        found.regret_bound(among, confidence),
-    )
+    probability, regret = found.probability_best(among), found.regret(among)
+    bound = found.regret_bound(among, confidence)
     good = [names[place] for place in found.best_set(among, confidence)]
     own = among.index(names.index(chosen))
     members = [chosen, *(name for name in good if name != chosen)]

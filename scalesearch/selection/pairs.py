@@ -137,6 +137,11 @@ def ends(middle: float, reach: float) -> tuple[float, float]:
     return (middle - reach, middle + reach) if 2 * reach <= 1 else (math.nan, math.nan)
 
 
+def scores(seeds: Seeds) -> dict[int, float]:
+    """Seed to the score of that training."""
+    return {seed: mean({seed: correct}) for seed, correct in seeds.items()}
+
+
 def mean(seeds: Seeds) -> float:
     """The mean accuracy, counted in whole images: equal candidates must not differ in the last digit."""
     if any(c.dtype != np.bool_ for c in seeds.values()):

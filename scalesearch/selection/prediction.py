@@ -12,12 +12,10 @@ from scalesearch.budget import Budget
 from scalesearch.network import AnyNetwork
 from scalesearch.posterior import image_covariance
 from scalesearch.scaling import Rounding
-from scalesearch.search import BASELINE, Candidate, Plan, Realised, every_split, multiples_of, realised, size_of
-from scalesearch.selection.pairs import Seeds, mean
+from scalesearch.search import AXES, BASELINE, Candidate, Plan, Realised, every_split, multiples_of, realised, size_of
+from scalesearch.selection.pairs import Seeds, scores
 from scalesearch.surface import Split, Surface
 from scalesearch.workspace import Infeasible
-
-DIMENSIONS = ("depth", "width", "resolution")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +40,7 @@ def estimate_surface(plan: Plan, finished: Mapping[str, Seeds], *, target: float
     known = {one.id: one for one in (plan.baseline, *plan.candidates)}
     names = sorted(finished, key=lambda name: (name != BASELINE, name))
     networks = [
-        surface.Network(_multiples(base, known[name]), _scores(finished[name]), known[name].ratio) for name in names
+        surface.Network(_multiples(base, known[name]), scores(finished[name]), known[name].ratio) for name in names
     ]
 
     def place(split: Split, cost: float) -> tuple[float, float, float] | None:
@@ -59,10 +57,6 @@ def _multiples(base: AnyNetwork, candidate: Candidate) -> tuple[float, float, fl
     if candidate.id == BASELINE:
         return 1.0, 1.0, 1.0
     return multiples_of(base, candidate.network, candidate.coefficients)
-
-
-def _scores(seeds: Seeds) -> dict[int, float]:
-    return {seed: mean({seed: correct}) for seed, correct in seeds.items()}
 
 
 def path_of(found: Surface, network: AnyNetwork, *, rounding: Rounding, budget: Budget) -> list[Step]:
@@ -101,7 +95,7 @@ def surface_table(found: Surface, steps: list[Step], confidence: float) -> pd.Da
             rows.append(
                 {
                     "cost": cost,
-                    **{f"{name}_share": share for name, share in zip(DIMENSIONS, split, strict=True)},
+                    **{f"{name}_share": share for name, share in zip(AXES, split, strict=True)},
                     "depth": 2**depth,
                     "width": 2 ** (width / 2),
                     "resolution": 2 ** (resolution / 2),

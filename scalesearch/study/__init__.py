@@ -6,6 +6,7 @@ from scalesearch.study.answer import (
     candidate_values,
     point,
     write_answer,
+    write_csv,
     write_nothing,
     write_trials,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "possible_of",
     "target_page",
     "write_answer",
+    "write_csv",
     "write_nothing",
     "write_target",
     "write_trials",

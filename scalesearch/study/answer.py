@@ -71,7 +71,7 @@ def write_trials(
     """Write trials.csv, one row per evaluation, and which candidates were stopped and why; the search is at its end."""
     from scalesearch.selection import trials_table
 
-    _write_csv(named(trials_table(trials), settings.recipe.metric), study.directory / "trials.csv")
+    write_csv(named(trials_table(trials), settings.recipe.metric), study.directory / "trials.csv")
     write_atomic(study.directory / "stopped.json", json.dumps(dict(sorted(stopped.items())), indent=1).encode())
     study.record_all(settings, trials)
 
@@ -93,7 +93,7 @@ def write_answer(settings: StudySettings, answer: Answer) -> tuple[dict[str, Any
     if choice.decision is not None:
         tables["decision"] = choice.decision.table
     for name, table in tables.items():
-        _write_csv(named(table, metric), directory / f"{name}.csv")
+        write_csv(named(table, metric), directory / f"{name}.csv")
     drawn = {name: named(table, metric) for name, table in tables.items() if name != "comparisons"}
     draw_all(drawn, directory / "figures", title=settings.study)
     values = _values(settings, answer, family)
@@ -235,5 +235,6 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _write_csv(table: pd.DataFrame, path: Path) -> None:
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """A table of a study, there whole or not at all."""
     write_atomic(path, table.to_csv(index=False).encode())

@@ -127,7 +127,7 @@ def _check_target(groups: Groups, target: Target) -> None:
             f"selection.rule is {groups.selection.rule!r}, which chooses among candidates; with a target none of them "
             "is chosen, but the split that all of them let expect to be the best: leave selection out"
         )
-    if getattr(groups.search.strategy, "regret", None) is not None:
+    if groups.search.regret is not None:
         raise ValueError(
             "search.regret ends a search among candidates of one cost; with a target all are trained: leave it out"
         )

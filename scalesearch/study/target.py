@@ -16,7 +16,8 @@ from scalesearch.cost import cost
 from scalesearch.evaluation import counts
 from scalesearch.ledger import write_atomic
 from scalesearch.scaling import Coefficients
-from scalesearch.search import TrialResult
+from scalesearch.search import AXES, TrialResult
+from scalesearch.study.answer import write_csv
 from scalesearch.study.settings import StudySettings
 from scalesearch.text import count, level, listed, percent, plural
 from scalesearch.training import named
@@ -82,7 +83,7 @@ def write_target(settings: StudySettings, answer: TargetAnswer) -> tuple[dict[st
         "surface": surface_table(answer.surface, list(answer.steps), confidence),
     }
     for name, table in tables.items():
-        write_atomic(directory / f"{name}.csv", named(table, metric).to_csv(index=False).encode())
+        write_csv(named(table, metric), directory / f"{name}.csv")
     values = _values(settings, answer, family)
     chosen = {name: values["chosen"][name] for name in ("alpha", "beta", "gamma")}
     written = {**chosen, "rounding": settings.rounding.name, "study": settings.study, "phi": values["target"]["phi"]}
@@ -157,13 +158,13 @@ def _step(answer: TargetAnswer, place: int, row: Mapping[str, Any], confidence: 
         "splits": len(found.splits),
         "spans": {
             name: [min(split[axis] for split in good), max(split[axis] for split in good)]
-            for axis, name in enumerate(("depth", "width", "resolution"))
+            for axis, name in enumerate(AXES)
         },
     }
 
 
 def _named(split: Sequence[float]) -> dict[str, float]:
-    return dict(zip(("depth", "width", "resolution"), split, strict=True))
+    return dict(zip(AXES, split, strict=True))
 
 
 def sentence(target: Mapping[str, Any]) -> str:
