@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from scalesearch.posterior import posterior
+from scalesearch.posterior import most_probable, posterior
 from scalesearch.surface import Network, multiples, size
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -215,11 +215,9 @@ def sets(trained: Sequence[Network], asked: Sequence[Network]) -> list[str]:
         noise = np.array([math.sqrt(found.training_variance / len(one.scores)) for one in held_out])
         drawn = found.draws[:, places] + noise * generator.standard_normal((len(found.draws), len(places)))
         probability = np.bincount(drawn.argmax(1), minlength=len(places)) / len(drawn)
-        order = np.argsort(-probability)
-        named = order[: int(np.searchsorted(np.cumsum(probability[order]), 0.95)) + 1]
         rows.append(
             {
-                "includes": int(true.argmax()) in named,
+                "includes": int(true.argmax()) in most_probable(probability, 0.95),
                 "named": len(found.best_set(places, 0.95)),
                 "expected": 100 * float((drawn.max(1) - drawn[:, chosen]).mean()),
                 "true": 100 * (true.max() - true[chosen]),
